@@ -1,0 +1,23 @@
+"""Fixtures and hypothesis profiles that all tests share."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from array_backends import LIBRARIES, Library
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_COMMON = {"deadline": None, "derandomize": bool(os.environ.get("CI")), "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=25, **_COMMON)
+settings.register_profile("ci", max_examples=60, **_COMMON)
+settings.register_profile("thorough", max_examples=500, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+
+# Session scope: hypothesis reuses the fixture for all its examples, so it must not be remade between them.
+@pytest.fixture(scope="session", params=LIBRARIES, ids=lambda library: library.name)
+def library(request) -> Library:
+    """Each array library in turn; a test that takes it runs on all of them."""
+    return request.param

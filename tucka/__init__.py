@@ -1,0 +1,37 @@
+"""Tucker-structured expert adapters: the tensor algebra, on NumPy, PyTorch and JAX arrays.
+
+Importing this package imports neither torch nor jax nor peft. The torch layers are in `tucka.backends.torch`, the PEFT
+method is in `tucka.peft`.
+"""
+
+from tucka._version import __version__
+from tucka.core.experts import TuckerExperts
+from tucka.core.householder import householder_experts, householder_gamma, householder_product
+from tucka.core.initialization import balanced_centroids, data_aware_centroids, kaiming_centroids
+from tucka.core.modes import mode_product, multi_mode_product
+from tucka.core.routing import affinity_logits, load_entropy, routing_feature, select_gates
+from tucka.errors import CheckpointError, ConfigError, RouteError, ShapeError, TuckaError
+from tucka.spec import TuckerSpec
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "RouteError",
+    "ShapeError",
+    "TuckaError",
+    "TuckerExperts",
+    "TuckerSpec",
+    "__version__",
+    "affinity_logits",
+    "balanced_centroids",
+    "data_aware_centroids",
+    "householder_experts",
+    "householder_gamma",
+    "householder_product",
+    "kaiming_centroids",
+    "load_entropy",
+    "mode_product",
+    "multi_mode_product",
+    "routing_feature",
+    "select_gates",
+]

@@ -1,0 +1,246 @@
+"""The paper's equations as loops over NumPy numbers: slow, obvious, and what everything else is tested against.
+
+Nothing here is checked, vectorised or shared with the rest of tucka: each function is its equation, read from left to
+right. Modes count from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+def mode_product(tensor: Array, matrix: Array, mode: int) -> Array:
+    """Compute Y[.., j, ..] = Σ_i X[.., i, ..] A[j, i], the definition below Eq. (3).
+
+    Parameters
+    ----------
+    tensor, matrix : array
+        X and A.
+    mode : int
+        The position of i and j, from 0.
+
+    Returns
+    -------
+    array
+        Y.
+    """
+    shape = list(tensor.shape)
+    shape[mode] = matrix.shape[0]
+    result = np.zeros(shape)
+    for index in np.ndindex(*shape):
+        for i in range(matrix.shape[1]):
+            source = (*index[:mode], i, *index[mode + 1 :])
+            result[index] += tensor[source] * matrix[index[mode], i]
+    return result
+
+
+def expert(cores: Array, expert_factor: Array, basis: Array, group: int, index: int) -> Array:
+    """Compute T_i[j] = U (Σ_q C[j, q] G_i[q]) Uᵀ, a slice of Eq. (5).
+
+    Parameters
+    ----------
+    cores, expert_factor, basis : array, shapes (k, p, r, r), (t, p), (d, r)
+        G, C, U.
+    group, index : int
+        i and j.
+
+    Returns
+    -------
+    array, shape (d, d)
+        The expert.
+    """
+    core = np.zeros(cores.shape[2:])
+    for q in range(cores.shape[1]):
+        core += expert_factor[index, q] * cores[group, q]
+    return np.asarray(basis @ core @ basis.T)
+
+
+def adapt(x: Array, gates: Array, cores: Array, expert_factor: Array, basis: Array, *, alpha: float = 1.0) -> Array:
+    """Compute x (I + α Σ_ij γ_ij T_i[j]) row by row with d×d matrices: Eq. (9) without W.
+
+    Parameters
+    ----------
+    x : array, shape (..., d)
+        Activations.
+    gates : array, shape (k, t) or (..., k, t)
+        γ, with leading axes that are the first of x's.
+    cores, expert_factor, basis : array, shapes (k, p, r, r), (t, p), (d, r)
+        G, C, U.
+    alpha : float
+        The scale.
+
+    Returns
+    -------
+    array, shape (..., d)
+        The adapted activations.
+    """
+    lead = gates.ndim - 2
+    width = basis.shape[0]
+    result = np.zeros(x.shape)
+    for row in np.ndindex(*x.shape[:-1]):
+        gate = gates[row[:lead]]
+        update = np.zeros((width, width))
+        for i in range(cores.shape[0]):
+            for j in range(expert_factor.shape[0]):
+                update += gate[i, j] * expert(cores, expert_factor, basis, i, j)
+        result[row] = x[row] @ (np.eye(width) + alpha * update)
+    return result
+
+
+def householder_gamma(vectors: Array) -> Array:
+    """Compute Γ by the recursion of Eq. (2), with 0 where the paper misprints the lower left block.
+
+    Parameters
+    ----------
+    vectors : array, shape (d, r)
+        Unit columns.
+
+    Returns
+    -------
+    array, shape (r, r)
+        Γ.
+    """
+    gamma = np.array([[-2.0]])
+    for r in range(1, vectors.shape[1]):
+        bigger = np.zeros((r + 1, r + 1))
+        bigger[:r, :r] = gamma
+        bigger[:r, r] = -2.0 * gamma @ vectors[:, :r].T @ vectors[:, r]
+        bigger[r, r] = -2.0
+        gamma = bigger
+    return gamma
+
+
+def householder_product(vectors: Array) -> Array:
+    """Compute Π_i (I − 2 u_i u_iᵀ), the left-hand side of Eq. (1).
+
+    Parameters
+    ----------
+    vectors : array, shape (d, r)
+        Unit columns.
+
+    Returns
+    -------
+    array, shape (d, d)
+        The product.
+    """
+    product = np.eye(vectors.shape[0])
+    for i in range(vectors.shape[1]):
+        product = product @ (np.eye(vectors.shape[0]) - 2.0 * np.outer(vectors[:, i], vectors[:, i]))
+    return product
+
+
+def routing_feature(hidden: Array, mask: Array | None, granularity: str) -> Array:
+    """Average over unmasked tokens, then over samples that have any: h̄ above Eq. (6).
+
+    Parameters
+    ----------
+    hidden : array, shape (B, S, d)
+        Inputs of the first adapted layer.
+    mask : array, shape (B, S), or None
+        Non-zero where a token counts.
+    granularity : {"batch", "sample", "token"}
+        What is averaged over.
+
+    Returns
+    -------
+    array, shape (d,), (B, d) or (B, S, d)
+        The feature.
+    """
+    if granularity == "token":
+        return hidden
+    batch, length, width = hidden.shape
+    samples, present = np.zeros((batch, width)), []
+    for b in range(batch):
+        kept = [hidden[b, s] for s in range(length) if mask is None or mask[b, s] != 0]
+        if kept:
+            samples[b] = sum(kept) / len(kept)
+            present.append(samples[b])
+    if granularity == "sample":
+        return samples
+    return np.asarray(sum(present) / len(present)) if present else np.zeros(width)
+
+
+def affinity_logits(feature: Array, centroids: Array, kind: str, center: Array | None = None) -> Array:
+    """Compare one feature with every centroid: inside Eq. (6), and its variants.
+
+    Parameters
+    ----------
+    feature : array, shape (d,)
+        h.
+    centroids : array, shape (k, t, d)
+        e_ij.
+    kind : {"dot", "group_norm", "centered", "directional"}
+        Which comparison.
+    center : array, shape (d,), optional
+        μ.
+
+    Returns
+    -------
+    array, shape (k, t)
+        The logits.
+    """
+    if center is not None:
+        feature = feature - center
+    if kind == "directional":
+        feature = feature / (math.sqrt(float(feature @ feature)) or 1.0)
+    groups, experts, _ = centroids.shape
+    logits = np.zeros((groups, experts))
+    for i in range(groups):
+        for j in range(experts):
+            logits[i, j] = feature @ centroids[i, j]
+        if kind == "group_norm":
+            logits[i] = logits[i] / (math.sqrt(float(logits[i] @ logits[i])) or 1.0)
+    return logits
+
+
+def select_gates(logits: Array, normalize: bool = True) -> Array:
+    """Choose by the highest logit, gate by the sigmoids: Eq. (6), (7), (8).
+
+    Parameters
+    ----------
+    logits : array, shape (k, t)
+        Of one decision.
+    normalize : bool
+        Whether Eq. (8) is applied.
+
+    Returns
+    -------
+    array, shape (k, t)
+        The gates, zero outside the chosen group.
+    """
+    groups, experts = logits.shape
+    best, chosen = -math.inf, 0
+    for i in range(groups):
+        for j in range(experts):
+            if logits[i, j] > best:
+                best, chosen = logits[i, j], i
+    scores = [1.0 / (1.0 + math.exp(-logits[chosen, j])) for j in range(experts)]
+    total = sum(scores) if normalize else 1.0
+    gates = np.zeros((groups, experts))
+    for j in range(experts):
+        gates[chosen, j] = scores[j] / total
+    return gates
+
+
+def data_aware_centroids(features: Array, noise: Array) -> Array:
+    """Compute [e, e + ε_1, .., e + ε_{M−1}] of Eq. (10) for a given noise.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+        Whose mean is e.
+    noise : array, shape (M − 1, d)
+        ε.
+
+    Returns
+    -------
+    array, shape (M, d)
+        The centroids.
+    """
+    center = sum(features) / len(features)
+    return np.array([center, *(center + epsilon for epsilon in noise)])

@@ -1,0 +1,225 @@
+"""The rules that arrays must obey, one helper a rule; all run before any tensor work."""
+
+from __future__ import annotations
+
+from tucka.backends import Array
+from tucka.errors import ConfigError, ShapeError, expected
+
+__all__ = ["check_axes", "check_floating", "check_mode", "check_numeric", "check_same_dtype", "check_size", "is_half"]
+
+_HALF = ("bfloat16", "float16")
+
+
+def _dtype_name(array: Array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _shape(array: Array) -> tuple[int, ...]:
+    return tuple(array.shape)
+
+
+def check_axes(name: str, array: Array, axes: str, *, where: str) -> None:
+    """Raise unless `array` has the axes that `axes` lists, each with at least one entry.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    array : array
+        The array given.
+    axes : str
+        Axis names separated by blanks; a leading ``...`` stands for any number of axes, of any size.
+    where : str
+        The caller, for the message.
+
+    Raises
+    ------
+    ShapeError
+        If the number of axes is wrong or a named axis is empty.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_axes("basis", np.zeros((4, 2)), "d r", where="example")
+    """
+    names = axes.split()
+    open_ended = names[0] == "..."
+    named = names[1:] if open_ended else names
+    shape = _shape(array)
+    if len(shape) < len(named) or (not open_ended and len(shape) != len(named)):
+        raise ShapeError(expected(name, f"axes ({', '.join(names)})", f"shape {shape}", where=where))
+    sizes = shape[len(shape) - len(named) :]
+    if 0 in sizes:
+        empty = named[sizes.index(0)]
+        raise ShapeError(expected(name, f"at least one entry along {empty}", f"shape {shape}", where=where))
+
+
+def check_size(name: str, array: Array, axis: int, size: int, *, matches: str, where: str) -> None:
+    """Raise unless `array` has `size` entries along `axis`.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    array : array
+        The array given.
+    axis : int
+        The axis looked at.
+    size : int
+        What it should be.
+    matches : str
+        What the size comes from, such as ``"mode 1 of tensor"``.
+    where : str
+        The caller, for the message.
+
+    Raises
+    ------
+    ShapeError
+        If the size differs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_size("basis", np.zeros((4, 2)), 0, 4, matches="x", where="example")
+    """
+    shape = _shape(array)
+    if shape[axis] != size:
+        position = axis % len(shape)
+        rule = f"size {size} along axis {position} to match {matches}"
+        raise ShapeError(expected(name, rule, f"shape {shape}", where=where))
+
+
+def check_mode(name: str, mode: object, ndim: int, *, where: str) -> int:
+    """Return `mode` counted from 0, or raise if there is no such mode.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    mode : int
+        Counted from 0; negative values count from the end.
+    ndim : int
+        The number of modes.
+    where : str
+        The caller, for the message.
+
+    Returns
+    -------
+    int
+        A number from 0 to ``ndim - 1``.
+
+    Raises
+    ------
+    ConfigError
+        If `mode` is not such a number.
+
+    Examples
+    --------
+    >>> check_mode("mode", -1, 3, where="example")
+    2
+    """
+    whole = hasattr(mode, "__index__") and not isinstance(mode, bool)
+    if not whole or not -ndim <= int(mode) < ndim:  # type: ignore[call-overload]
+        raise ConfigError(expected(name, f"a whole number from {-ndim} to {ndim - 1}", repr(mode), where=where))
+    return int(mode) % ndim  # type: ignore[call-overload, no-any-return]
+
+
+def check_floating(*, where: str, **arrays: Array) -> None:
+    """Raise unless every array holds real floating-point numbers, all of one dtype.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for the message.
+    **arrays : array
+        The arrays, by argument name.
+
+    Raises
+    ------
+    TypeError
+        If one is of another kind, or if two dtypes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_floating(where="example", x=np.zeros(2), y=np.ones(2))
+    """
+    for name, array in arrays.items():
+        if not _dtype_name(array).startswith(("float", "bfloat")):
+            raise TypeError(expected(name, "a real floating-point array", f"dtype {array.dtype}", where=where))
+    check_same_dtype(where=where, **arrays)
+
+
+def check_numeric(*, where: str, **arrays: Array) -> None:
+    """Raise unless every array holds numbers, all of one dtype.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for the message.
+    **arrays : array
+        The arrays, by argument name.
+
+    Raises
+    ------
+    TypeError
+        If one holds no numbers, or if two dtypes differ.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_numeric(where="example", x=np.zeros(2), y=np.ones(2))
+    """
+    for name, array in arrays.items():
+        if not _dtype_name(array).startswith(("float", "bfloat", "int", "uint", "complex")):
+            raise TypeError(expected(name, "an array of numbers", f"dtype {array.dtype}", where=where))
+    check_same_dtype(where=where, **arrays)
+
+
+def check_same_dtype(*, where: str, **arrays: Array) -> None:
+    """Raise unless all arrays have the dtype of the first.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for the message.
+    **arrays : array
+        The arrays, by argument name.
+
+    Raises
+    ------
+    TypeError
+        If a dtype differs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_same_dtype(where="example", x=np.zeros(2), y=np.ones(2))
+    """
+    (first_name, first), *others = arrays.items()
+    for name, array in others:
+        if array.dtype != first.dtype:
+            rule = f"dtype {first.dtype} to match {first_name}"
+            raise TypeError(expected(name, rule, f"dtype {array.dtype}", where=where))
+
+
+def is_half(array: Array) -> bool:
+    """Say whether an array is in 16-bit precision.
+
+    Parameters
+    ----------
+    array : array
+        Any array.
+
+    Returns
+    -------
+    bool
+        True for float16 and bfloat16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> is_half(np.zeros(2, dtype=np.float16))
+    True
+    """
+    return _dtype_name(array) in _HALF

@@ -1,0 +1,183 @@
+"""Householder adaptation (HRA): a product of reflections as one Tucker expert."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tucka.backends import Array, backend_of, cast
+from tucka.core.checks import check_axes, check_floating, is_half
+from tucka.core.experts import TuckerExperts
+from tucka.errors import ShapeError, expected
+from tucka.spec import check_choice
+
+__all__ = ["householder_experts", "householder_gamma", "householder_product"]
+
+
+def _check_vectors(vectors: Array, where: str) -> None:
+    backend_of(vectors=vectors)
+    check_floating(where=where, vectors=vectors)
+    check_axes("vectors", vectors, "d r", where=where)
+    width, count = vectors.shape
+    if count > width:
+        # More reflections than dimensions are a legal product, but no adapter: r is a rank.
+        raise ShapeError(expected("vectors", f"at most {width} columns", f"shape {(width, count)}", where=where))
+
+
+def householder_gamma(vectors: Array, *, method: Literal["solve", "recursion"] = "solve") -> Array:
+    r"""Compute the Γ with :math:`\prod_{i=1}^{r} (I - 2 u_i u_i^\top) = I + U \Gamma U^\top`.
+
+    Two ways give the same matrix: the paper's recursion, one column at a time, and the closed form
+    :math:`\Gamma^{-1} = -(\tfrac12 I + \mathrm{striu}(U^\top U))`, one triangular solve. Γ is upper triangular.
+
+    Parameters
+    ----------
+    vectors : array, shape (d, r)
+        Unit columns; the caller sees to the unit length.
+    method : {"solve", "recursion"}
+        Which of the two.
+
+    Returns
+    -------
+    array, shape (r, r)
+        Same dtype as `vectors`.
+
+    Raises
+    ------
+    ShapeError
+        If `vectors` is not a matrix with at most as many columns as rows.
+    ConfigError
+        If there is no such method.
+    TypeError
+        If `vectors` is no real floating-point array.
+
+    Notes
+    -----
+    The paper's Eq. (2) prints :math:`-2u_r^\top` as the lower left block. Its shape (1, d) does not fit there;
+    expanding the product gives 0, which makes Γ triangular: the compact WY form.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (1) and (2).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> vectors = np.array([[1.0, 0.6], [0.0, 0.8]])
+    >>> householder_gamma(vectors).round(6) + 0.0
+    array([[-2. ,  2.4],
+           [ 0. , -2. ]])
+    """
+    _check_vectors(vectors, "householder_gamma")
+    check_choice("method", method, ("solve", "recursion"), where="householder_gamma")
+    handle = backend_of(vectors=vectors)
+    dtype = vectors.dtype
+    wide = cast(vectors, handle.float32) if is_half(vectors) else vectors
+    gram = handle.matmul(handle.transpose(wide), wide)
+    gamma = _gamma_by_recursion(gram) if method == "recursion" else _gamma_by_solve(gram)
+    return cast(gamma, dtype)
+
+
+def _identity_like(gram: Array) -> Array:
+    handle = backend_of(gram=gram)
+    context = {key: value for key, value in handle.context(gram).items() if key != "requires_grad"}
+    return handle.eye(gram.shape[0], **context)
+
+
+def _gamma_by_solve(gram: Array) -> Array:
+    handle = backend_of(gram=gram)
+    identity = _identity_like(gram)
+    # Column sums of the identity count 1..r; comparing them selects what lies strictly above the diagonal.
+    order = handle.cumsum(handle.sum(identity, axis=0), 0)
+    above = order[:, None] < order[None, :]
+    inverse = -(0.5 * identity + handle.where(above, gram, handle.zeros_like(gram)))
+    # The matrix is triangular with a constant diagonal, so the general solver does no pivoting: it substitutes.
+    return handle.solve(inverse, identity)
+
+
+def _gamma_by_recursion(gram: Array) -> Array:
+    handle = backend_of(gram=gram)
+    identity = _identity_like(gram)
+    rank = gram.shape[0]
+    gamma = -2.0 * identity[:, :1]  # Γ_1, as a column of full height
+    for column in range(1, rank):
+        above = -2.0 * handle.matmul(gamma, gram[:column, column : column + 1])
+        gamma = handle.concatenate([gamma, above - 2.0 * identity[:, column : column + 1]], axis=1)
+    return gamma
+
+
+def householder_product(vectors: Array) -> Array:
+    r"""Form :math:`\prod_{i=1}^{r} (I - 2 u_i u_i^\top)` by multiplying the reflections out, for small d.
+
+    Parameters
+    ----------
+    vectors : array, shape (d, r)
+        Unit columns; the caller sees to the unit length.
+
+    Returns
+    -------
+    array, shape (d, d)
+        An orthogonal matrix with determinant (−1)^r. Reversing the columns inverts it.
+
+    Raises
+    ------
+    ShapeError
+        If `vectors` is not a matrix with at most as many columns as rows.
+    TypeError
+        If `vectors` is no real floating-point array.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (1), left-hand side.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> householder_product(np.eye(2)[:, :1])
+    array([[-1.,  0.],
+           [ 0.,  1.]])
+    """
+    _check_vectors(vectors, "householder_product")
+    handle = backend_of(vectors=vectors)
+    rows = vectors[:, :1] * 0  # a zero column of the right kind
+    product = _identity_like(rows + handle.transpose(rows))
+    for column in range(vectors.shape[1]):
+        unit = vectors[:, column : column + 1]
+        product = product - 2.0 * handle.matmul(handle.matmul(product, unit), handle.transpose(unit))
+    return product
+
+
+def householder_experts(vectors: Array) -> TuckerExperts:
+    r"""Write a product of reflections as Tucker experts with one group of one expert.
+
+    With gates [[1]] and α = 1, ``householder_experts(U).apply(x, gates)`` is ``x @ householder_product(U)``.
+
+    Parameters
+    ----------
+    vectors : array, shape (d, r)
+        Unit columns; the caller sees to the unit length.
+
+    Returns
+    -------
+    TuckerExperts
+        k = t = p = 1, core Γ(U), expert factor [[1]], basis U.
+
+    Raises
+    ------
+    ShapeError
+        If `vectors` is not a matrix with at most as many columns as rows.
+    TypeError
+        If `vectors` is no real floating-point array.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (1) and (3).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> experts = householder_experts(np.eye(3)[:, :2])
+    >>> experts.apply(np.ones((1, 3)), np.ones((1, 1)))
+    array([[-1., -1.,  1.]])
+    """
+    gamma = householder_gamma(vectors)
+    return TuckerExperts(gamma[None, None], _identity_like(gamma)[:1, :1], vectors)

@@ -1,0 +1,226 @@
+"""Where the router's centroids start: at random, around the data, or along directions that split the data evenly.
+
+Random numbers are drawn by NumPy from a seed, so every backend gets the same ones.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tucka.backends import Array, backend_of
+from tucka.core.checks import check_axes, check_floating
+from tucka.errors import ConfigError, ShapeError, expected
+from tucka.spec import check_count, check_finite
+
+__all__ = ["balanced_centroids", "data_aware_centroids", "kaiming_centroids"]
+
+
+def _like(values: np.ndarray[Any, Any], like: Array) -> Array:
+    """Return `values` with the backend, dtype and device of `like`."""
+    handle = backend_of(like=like)
+    context = {key: value for key, value in handle.context(like).items() if key != "requires_grad"}
+    return handle.tensor(values, **context)
+
+
+def _host(features: Array, where: str) -> np.ndarray[Any, Any]:
+    """Check a stack of features and copy it to the host in float64."""
+    handle = backend_of(features=features)
+    check_floating(where=where, features=features)
+    check_axes("features", features, "n d", where=where)
+    detached = features.detach().double() if hasattr(features, "detach") else features
+    values = np.asarray(handle.to_numpy(detached), dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ConfigError(expected("features", "finite numbers", "NaN or infinity", where=where))
+    return values
+
+
+def kaiming_centroids(shape: tuple[int, int, int], *, seed: int, like: Array | None = None) -> Array:
+    r"""Draw centroids from Kaiming's uniform distribution, :math:`\mathcal{U}(-b, b)` with :math:`b = \sqrt{6/d}`.
+
+    Parameters
+    ----------
+    shape : (int, int, int)
+        (k, t, d): groups, experts in a group, width.
+    seed : int
+        The same seed gives the same numbers on every backend.
+    like : array, optional
+        Its backend, dtype and device are used; NumPy float64 if None.
+
+    Returns
+    -------
+    array, shape (k, t, d)
+        The centroids.
+
+    Raises
+    ------
+    ConfigError
+        If a size is not a whole number of at least 1, or the seed is negative.
+    ShapeError
+        If `shape` does not have three entries.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Section 3.4, the start that Theorem 1 is about.
+
+    Examples
+    --------
+    >>> kaiming_centroids((2, 3, 4), seed=0).shape
+    (2, 3, 4)
+    """
+    where = "kaiming_centroids"
+    if len(shape) != 3:
+        raise ShapeError(expected("shape", "three sizes (k, t, d)", shape, where=where))
+    groups, experts, width = (check_count(f"shape[{axis}]", size, where=where) for axis, size in enumerate(shape))
+    check_count("seed", seed, least=0, where=where)
+    bound = math.sqrt(6.0 / width)
+    values = np.random.default_rng(seed).uniform(-bound, bound, size=(groups, experts, width))
+    return values if like is None else _like(values, like)
+
+
+def data_aware_centroids(features: Array, *, groups: int, experts_per_group: int, scale: float, seed: int) -> Array:
+    r"""Place centroids around the mean of the data: :math:`[e, e+\epsilon_1, \ldots, e+\epsilon_{M-1}]`.
+
+    :math:`e` is the mean of `features` and each component of :math:`\epsilon` is drawn from :math:`\mathcal{U}(-a, a)`.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+        Routing features of some samples or batches.
+    groups, experts_per_group : int
+        k and t; M = k·t centroids are made.
+    scale : float
+        The paper's a; not negative.
+    seed : int
+        The same seed gives the same perturbations on every backend.
+
+    Returns
+    -------
+    array, shape (k, t, d)
+        Backend, dtype and device of `features`; not connected to it for gradients.
+
+    Raises
+    ------
+    ShapeError
+        If `features` is not a matrix with at least one row.
+    ConfigError
+        If a size, the scale or the seed is outside its rule, or a feature is not finite.
+    TypeError
+        If `features` is no real floating-point array.
+
+    Notes
+    -----
+    With the paper's dot products, :math:`h \cdot e` is common to all experts and cancels in the choice, so the spread
+    `scale` has no influence on the balance; see `balanced_centroids`.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (10).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> data_aware_centroids(np.ones((5, 3)), groups=2, experts_per_group=1, scale=0.0, seed=0)[1, 0]
+    array([1., 1., 1.])
+    """
+    where = "data_aware_centroids"
+    values = _host(features, where)
+    groups = check_count("groups", groups, where=where)
+    experts = check_count("experts_per_group", experts_per_group, where=where)
+    if check_finite("scale", scale, where=where) < 0:
+        raise ConfigError(expected("scale", "a number that is not negative", repr(scale), where=where))
+    check_count("seed", seed, least=0, where=where)
+    center = values.mean(axis=0)
+    noise = np.random.default_rng(seed).uniform(-scale, scale, size=(groups * experts, center.size))
+    noise[0] = 0.0
+    return _like((center + noise).reshape(groups, experts, center.size), features)
+
+
+def balanced_centroids(features: Array, *, groups: int, experts_per_group: int, seed: int) -> tuple[Array, Array]:
+    r"""Choose a centre and directions that split the data into parts of about the same size.
+
+    The features are centred and whitened along their leading principal axes. The M = k·t corners of a regular simplex
+    in that space, turned by a random rotation, are mutually alike, so whitened data falls to each about as often. The
+    directions returned are those corners carried back: :math:`(h - \mu) \cdot e_{ij}` is the product in the whitened
+    space.
+
+    Parameters
+    ----------
+    features : array, shape (n, d)
+        Routing features of some samples or batches. Where they span fewer than M − 1 dimensions, random directions
+        that are orthogonal to them fill up.
+    groups, experts_per_group : int
+        k and t.
+    seed : int
+        Turns the simplex; the same seed gives the same result on every backend.
+
+    Returns
+    -------
+    centroids : array, shape (k, t, d)
+        For ``kind="centered"`` or ``"directional"`` of `tucka.affinity_logits`.
+    center : array, shape (d,)
+        The mean of the features.
+
+    Raises
+    ------
+    ShapeError
+        If `features` is not a matrix with at least one row.
+    ConfigError
+        If a size or the seed is outside its rule, or a feature is not finite.
+    TypeError
+        If `features` is no real floating-point array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> features = np.random.default_rng(0).normal(size=(200, 5)) * [9, 3, 1, 1, 1] + 50
+    >>> centroids, center = balanced_centroids(features, groups=2, experts_per_group=2, seed=0)
+    >>> logits = np.einsum("nd,ktd->nkt", features - center, centroids)
+    >>> np.bincount(logits.reshape(200, 4).argmax(axis=1) // 2).min() > 60
+    np.True_
+    """
+    where = "balanced_centroids"
+    values = _host(features, where)
+    groups = check_count("groups", groups, where=where)
+    experts = check_count("experts_per_group", experts_per_group, where=where)
+    check_count("seed", seed, least=0, where=where)
+    rng = np.random.default_rng(seed)
+    center = values.mean(axis=0)
+    # More corners than the width can hold share the same dimensions; they are then no longer a simplex, but distinct.
+    dims = min(max(groups * experts - 1, 1), values.shape[1])
+    axes = _whitening_axes(values - center, dims, rng)
+    corners = _turned_simplex(groups * experts, dims, rng)
+    directions = (corners @ axes).reshape(groups, experts, values.shape[1])
+    return _like(directions, features), _like(center, features)
+
+
+def _whitening_axes(centred: np.ndarray[Any, Any], dims: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return (dims, d) rows v_c / σ_c; random orthonormal rows where the data has no spread left."""
+    count, width = centred.shape
+    _, singular, rows = np.linalg.svd(centred, full_matrices=False)
+    spread = singular / math.sqrt(count)
+    known = int(min((spread > 1e-6 * max(spread.max(), 1e-30)).sum(), dims))
+    scale = spread[:known].mean() if known else 1.0
+    axes = np.empty((dims, width))
+    axes[:known] = rows[:known] / spread[:known, None]
+    if known < dims:
+        extra = rng.standard_normal((width, dims - known))
+        extra -= rows[:known].T @ (rows[:known] @ extra)
+        axes[known:] = np.linalg.qr(extra)[0].T / scale
+    return axes
+
+
+def _turned_simplex(corners: int, dims: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return (corners, dims): a regular simplex of unit vectors in a random position, if dims is corners - 1."""
+    if corners == 1:
+        points = np.ones((1, 1))
+    else:
+        centred = np.eye(corners) - 1.0 / corners
+        points = np.linalg.svd(centred)[0][:, : corners - 1]
+    points = points[:, :dims] if dims <= points.shape[1] else points
+    rotation, triangle = np.linalg.qr(rng.standard_normal((dims, dims)))
+    turned = points @ (rotation * np.sign(np.diag(triangle)))
+    norms = np.linalg.norm(turned, axis=1, keepdims=True)
+    return np.asarray(turned / np.where(norms == 0, 1, norms))

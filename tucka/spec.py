@@ -1,0 +1,186 @@
+"""The sizes and options of Tucker experts, as plain numbers that are validated once.
+
+Everything that takes sizes (modules, counts, the PEFT configuration) builds a `TuckerSpec` first, so a rule and its
+message exist in one place and no tensor is made before the numbers are known to be good.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from tucka.errors import ConfigError, expected
+
+__all__ = ["Affinity", "FactorNorm", "Routing", "TuckerSpec", "check_choice", "check_count", "check_finite"]
+
+Routing = Literal["batch", "sample", "token"]
+Affinity = Literal["dot", "group_norm", "centered", "directional"]
+FactorNorm = Literal["frobenius"]
+
+
+def check_count(name: str, value: Any, *, least: int = 1, where: str = "") -> int:
+    """Return `value` as an int, or say why it is not a whole number of at least `least`.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : object
+        The value given.
+    least : int
+        The smallest value allowed.
+    where : str
+        The caller, for the message.
+
+    Returns
+    -------
+    int
+        The value.
+
+    Raises
+    ------
+    ConfigError
+        If `value` is not an integer (booleans are refused) or is too small.
+
+    Examples
+    --------
+    >>> check_count("rank", 8)
+    8
+    """
+    whole = not isinstance(value, bool) and hasattr(value, "__index__")
+    if not whole or int(value) < least:
+        raise ConfigError(expected(name, f"a whole number of at least {least}", repr(value), where=where))
+    return int(value)
+
+
+def check_finite(name: str, value: Any, *, where: str = "") -> float:
+    """Return `value` as a float, or say why it is not a finite real number.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : object
+        The value given.
+    where : str
+        The caller, for the message.
+
+    Returns
+    -------
+    float
+        The value.
+
+    Raises
+    ------
+    ConfigError
+        If `value` is not a finite real number.
+
+    Examples
+    --------
+    >>> check_finite("alpha", 2)
+    2.0
+    """
+    real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise ConfigError(expected(name, "a finite number", repr(value), where=where))
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...], *, where: str = "") -> None:
+    """Raise unless `value` is one of `choices`.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : object
+        The value given.
+    choices : tuple
+        The values allowed.
+    where : str
+        The caller, for the message.
+
+    Raises
+    ------
+    ConfigError
+        If `value` is none of them.
+
+    Examples
+    --------
+    >>> check_choice("routing", "batch", ("batch", "sample"))
+    """
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ConfigError(expected(name, f"one of {listed}", repr(value), where=where))
+
+
+@dataclass(frozen=True)
+class TuckerSpec:
+    r"""Sizes and options of one set of Tucker experts; see the notation page for the paper's letters.
+
+    Parameters
+    ----------
+    rank : int
+        Multilinear rank of the two weight modes (the paper's r).
+    groups : int
+        Number of expert groups (k).
+    experts_per_group : int
+        Experts in one group (t).
+    expert_rank : int
+        Multilinear rank of the expert mode (p).
+    alpha : float
+        Scale of the update (α).
+    routing : {"batch", "sample", "token"}
+        How fine the routing is; ``"batch"`` is the paper's.
+    affinity : {"dot", "group_norm", "centered", "directional"}
+        How a feature is compared with the centroids, see `tucka.affinity_logits`.
+    gate_norm : bool
+        Whether the gates of the chosen group are made to sum to one (the paper's Eq. 8).
+    factor_norm : {None, "frobenius"}
+        ``"frobenius"`` divides cores, expert factor and basis by their norms, as the authors' code does.
+
+    Raises
+    ------
+    ConfigError
+        If a number or an option is outside its rule.
+
+    Examples
+    --------
+    >>> TuckerSpec(rank=8, groups=4).num_experts
+    8
+    >>> TuckerSpec(rank=0)
+    Traceback (most recent call last):
+        ...
+    tucka.errors.ConfigError: rank: expected a whole number of at least 1, got 0 (TuckerSpec)
+    """
+
+    rank: int = 8
+    groups: int = 2
+    experts_per_group: int = 2
+    expert_rank: int = 2
+    alpha: float = 1.0
+    routing: Routing = "batch"
+    affinity: Affinity = "directional"
+    gate_norm: bool = True
+    factor_norm: FactorNorm | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "groups", "experts_per_group", "expert_rank"):
+            check_count(name, getattr(self, name), where="TuckerSpec")
+        check_finite("alpha", self.alpha, where="TuckerSpec")
+        check_choice("routing", self.routing, get_args(Routing), where="TuckerSpec")
+        check_choice("affinity", self.affinity, get_args(Affinity), where="TuckerSpec")
+        check_choice("gate_norm", self.gate_norm, (True, False), where="TuckerSpec")
+        check_choice("factor_norm", self.factor_norm, (None, *get_args(FactorNorm)), where="TuckerSpec")
+
+    @property
+    def num_experts(self) -> int:
+        """Experts in all groups together (M = k·t).
+
+        Returns
+        -------
+        int
+            The number of experts.
+        """
+        return self.groups * self.experts_per_group
