@@ -5,7 +5,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-from array_backends import LIBRARIES, Library
+from support.array_backends import LIBRARIES, Library
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
