@@ -1,0 +1,16 @@
+"""Torch functions and modules for custom models; also what the PEFT method is built from."""
+
+from tucka.backends.torch.functional import mix_cores, tucker_adapt, tucker_adapt_gated
+from tucka.backends.torch.modules import TuckerAdapter
+from tucka.backends.torch.routing import Router
+from tucka.backends.torch.scope import RoutingScope, routing_scope
+
+__all__ = [
+    "Router",
+    "RoutingScope",
+    "TuckerAdapter",
+    "mix_cores",
+    "routing_scope",
+    "tucker_adapt",
+    "tucker_adapt_gated",
+]

@@ -1,0 +1,278 @@
+"""Adapters as modules: the trainable parts of one layer, and a wrapper for any layer that maps the last axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tucka.backends.torch.functional import add_gated_update
+from tucka.errors import ConfigError, RouteError, expected
+from tucka.spec import TuckerSpec, check_count
+
+__all__ = ["ExpertParts", "TuckerAdapter", "width_of"]
+
+
+def width_of(layer: nn.Module, where: str) -> int:
+    """Return the size of the axis that an adapter of `layer` works on.
+
+    Parameters
+    ----------
+    layer : Module
+        A linear layer, Hugging Face's Conv1D, a convolution, or anything with ``in_features``.
+    where : str
+        The layer's name, for the message.
+
+    Returns
+    -------
+    int
+        Width of its input.
+
+    Raises
+    ------
+    ConfigError
+        If it does not tell, or cannot be adapted.
+
+    Examples
+    --------
+    >>> width_of(nn.Linear(3, 5), "example")
+    3
+    """
+    if isinstance(layer, nn.MultiheadAttention):
+        cure = "Target its out_proj, or a model with separate q, k, v projections"
+        raise ConfigError(
+            expected(
+                "base_layer", "a layer that is called with one input", "MultiheadAttention", where=where, cure=cure
+            )
+        )
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        if layer.groups != 1:
+            rule = "a convolution with groups=1, since the adapter mixes all channels"
+            raise ConfigError(expected("base_layer", rule, f"groups={layer.groups}", where=where))
+        return int(layer.in_channels)
+    width = getattr(layer, "in_features", None)
+    if width is None and type(layer).__name__ == "Conv1D":  # Hugging Face's: weight (in, out)
+        width = layer.weight.shape[0]  # type: ignore[index]
+    if not isinstance(width, int):
+        rule = "a layer with in_features, a Conv1D or a convolution"
+        raise ConfigError(expected("base_layer", rule, type(layer).__name__, where=where, cure="Pass in_features"))
+    return width
+
+
+class ExpertParts(nn.Module):
+    r"""The trainable parts of one adapted layer: cores G, expert factor C and basis U.
+
+    Parameters
+    ----------
+    spec : TuckerSpec
+        Sizes and options.
+    in_features : int
+        Width of the layer's input (d).
+    init_weights : bool
+        True for an update that is exactly zero: zero cores, an orthonormal basis, orthonormal rows or columns in the
+        expert factor. With ``factor_norm="frobenius"``, which zero cores would make 0/0, the authors' random start.
+        False for a random start whose update is visible.
+
+    Attributes
+    ----------
+    cores : Parameter, shape (k, p, r, r)
+        G.
+    expert_factor : Parameter, shape (t, p)
+        C.
+    basis : Parameter, shape (d, r)
+        U.
+
+    Raises
+    ------
+    ConfigError
+        If the rank exceeds the width.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (5).
+
+    Examples
+    --------
+    >>> parts = ExpertParts(TuckerSpec(rank=2, groups=3), in_features=4)
+    >>> {name: tuple(p.shape) for name, p in parts.named_parameters()}
+    {'cores': (3, 2, 2, 2), 'expert_factor': (2, 2), 'basis': (4, 2)}
+    """
+
+    def __init__(self, spec: TuckerSpec, in_features: int, *, init_weights: bool = True) -> None:
+        super().__init__()
+        check_count("in_features", in_features, where="ExpertParts")
+        if spec.rank > in_features:
+            cure = "Choose a smaller rank or exclude the layer"
+            raise ConfigError(expected("rank", f"at most the layer's width {in_features}", spec.rank, cure=cure))
+        self.spec = spec
+        rank, slices = spec.rank, spec.expert_rank
+        self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
+        self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
+        self.basis = nn.Parameter(torch.empty(in_features, rank))
+        self.reset_parameters(init_weights)
+
+    @torch.no_grad()
+    def reset_parameters(self, init_weights: bool = True) -> None:
+        """Start anew, see the class.
+
+        Parameters
+        ----------
+        init_weights : bool
+            Whether the update starts at zero.
+        """
+        if self.basis.is_meta:
+            return
+        for factor in (self.basis, self.expert_factor):
+            # In float32: the decomposition behind it exists in no half precision.
+            factor.copy_(nn.init.orthogonal_(torch.empty(factor.shape, device=factor.device)))
+        if self.spec.factor_norm is not None:
+            # One random slice, repeated: how the authors' code starts.
+            first = nn.init.kaiming_uniform_(torch.empty_like(self.cores[0, 0], dtype=torch.float32))
+            self.cores.copy_(first.expand_as(self.cores))
+        elif init_weights:
+            self.cores.zero_()
+        else:
+            self.cores.copy_(torch.randn(self.cores.shape, device=self.cores.device))
+
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cores, expert factor and basis as they enter the equations.
+
+        Returns
+        -------
+        tuple of Tensor
+            The parameters, divided by their norms if the spec says so (cores: group by group).
+        """
+        if self.spec.factor_norm is None:
+            return self.cores, self.expert_factor, self.basis
+        norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)
+        return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
+
+    def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+        """Add the gated update of `x` to `base`.
+
+        Parameters
+        ----------
+        base, x : Tensor, shape (..., d)
+            What is added to, and the activations.
+        gates : Tensor, shape (..., k, t)
+            Aligned with `x` from the left.
+
+        Returns
+        -------
+        Tensor, shape (..., d)
+            ``base + alpha * ((x U) Ḡ) Uᵀ``.
+        """
+        cores, expert_factor, basis = self.factors()
+        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
+
+
+class TuckerAdapter(nn.Module):
+    r"""A frozen or trainable layer, with its input adapted by gated Tucker experts: :math:`y = f(x')`.
+
+    The layer is only called, never opened, so its weight may be quantised, sharded or hidden.
+
+    Parameters
+    ----------
+    base_layer : Module
+        A layer that maps the last axis, or a convolution, which is adapted along its channels.
+    spec : TuckerSpec
+        Sizes and options.
+    in_features : int, optional
+        Width of the input, for layers that do not tell it.
+    init_weights : bool
+        Whether the adapted layer starts equal to `base_layer`.
+
+    Raises
+    ------
+    ConfigError
+        If the layer cannot be adapted or the rank exceeds its width.
+
+    See Also
+    --------
+    Router : Makes the gates.
+
+    Examples
+    --------
+    >>> spec = TuckerSpec(rank=2, routing="sample")
+    >>> adapter = TuckerAdapter(nn.Linear(4, 3), spec)
+    >>> adapter(torch.randn(5, 4), gates=torch.ones(5, 2, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, spec: TuckerSpec, *, in_features: int | None = None, init_weights: bool = True
+    ) -> None:
+        super().__init__()
+        width = width_of(base_layer, "TuckerAdapter") if in_features is None else in_features
+        self.base_layer = base_layer
+        self.parts = ExpertParts(spec, width, init_weights=init_weights)
+        self.spec = spec
+
+    def forward(self, x: Tensor, gates: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Adapt the input and call the layer.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., d) or (B, d, ...) for a convolution
+            The layer's input.
+        gates : Tensor, shape (k, t), (B, k, t), ...
+            From a `Router`.
+        *args, **kwargs : object
+            Further arguments of the layer.
+
+        Returns
+        -------
+        object
+            Whatever the layer returns.
+
+        Raises
+        ------
+        ShapeError
+            If the shapes do not fit.
+        """
+        return self.base_layer(adapt_input(self.base_layer, x, [(self.parts, gates)]), *args, **kwargs)
+
+
+def adapt_input(layer: nn.Module, x: Tensor, active: list[tuple[ExpertParts, Tensor]]) -> Tensor:
+    """Add the updates of all active adapters to a layer's input.
+
+    Parameters
+    ----------
+    layer : Module
+        The layer whose input it is; tells on which axis to work.
+    x : Tensor
+        The layer's input.
+    active : list of (ExpertParts, Tensor)
+        Parts and gates of each adapter.
+
+    Returns
+    -------
+    Tensor
+        Same shape as `x`.
+
+    Raises
+    ------
+    RouteError
+        If gates per token are given to a convolution.
+    ShapeError
+        If the shapes do not fit.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(4, 3)
+    >>> x = torch.ones(2, 4)
+    >>> adapt_input(layer, x, []) is x
+    True
+    """
+    if not active:
+        return x
+    is_convolution = isinstance(layer, nn.modules.conv._ConvNd)
+    if is_convolution:
+        if any(gates.ndim > 3 for _, gates in active):
+            raise RouteError(expected("gates", "batch or sample routing for a convolution", "token routing"))
+        x = x.movedim(1, -1)
+    result = x
+    for parts, gates in active:
+        result = parts(result, x, gates)
+    return result.movedim(-1, 1) if is_convolution else result
