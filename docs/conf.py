@@ -9,7 +9,7 @@ from tucka import __version__
 
 project = "tucka"
 author = "The tucka developers"
-copyright = "2026, the tucka developers"  # noqa: A001 - Sphinx's name
+copyright = "2026, the tucka developers"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc", "sphinx_copybutton"]
