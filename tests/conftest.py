@@ -3,15 +3,18 @@
 import os
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
 from support.array_backends import LIBRARIES, Library
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tests have one process for each core, and their tensors are too small to share among threads.
+torch.set_num_threads(1)
 
 _COMMON = {"deadline": None, "derandomize": bool(os.environ.get("CI")), "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=25, **_COMMON)
-settings.register_profile("ci", max_examples=60, **_COMMON)
+settings.register_profile("ci", max_examples=25, **_COMMON)
 settings.register_profile("thorough", max_examples=500, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 

@@ -5,17 +5,23 @@ method is in `tucka.peft`.
 """
 
 from tucka._version import __version__
+from tucka.core.counts import count_activation_bytes, count_file_bytes, count_flops, count_parameters
+from tucka.core.decomposition import FittedExperts, compress, fit_experts
 from tucka.core.experts import TuckerExperts
 from tucka.core.householder import householder_experts, householder_gamma, householder_product
 from tucka.core.initialization import balanced_centroids, data_aware_centroids, kaiming_centroids
+from tucka.core.load import load_entropy
 from tucka.core.modes import mode_product, multi_mode_product
-from tucka.core.routing import affinity_logits, load_entropy, routing_feature, select_gates
+from tucka.core.paper_tables import PaperCell, paper_counts
+from tucka.core.routing import affinity_logits, routing_feature, select_gates
 from tucka.errors import CheckpointError, ConfigError, RouteError, ShapeError, TuckaError
 from tucka.spec import TuckerSpec
 
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "FittedExperts",
+    "PaperCell",
     "RouteError",
     "ShapeError",
     "TuckaError",
@@ -24,7 +30,13 @@ __all__ = [
     "__version__",
     "affinity_logits",
     "balanced_centroids",
+    "compress",
+    "count_activation_bytes",
+    "count_file_bytes",
+    "count_flops",
+    "count_parameters",
     "data_aware_centroids",
+    "fit_experts",
     "householder_experts",
     "householder_gamma",
     "householder_product",
@@ -32,6 +44,7 @@ __all__ = [
     "load_entropy",
     "mode_product",
     "multi_mode_product",
+    "paper_counts",
     "routing_feature",
     "select_gates",
 ]

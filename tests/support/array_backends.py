@@ -6,18 +6,42 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import torch
+
+from support.plugged_backend import PluggedArray
+from tucka.backends import host_values
+
+PRECISION = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-23, "float64": 2.0**-52}
 
 
 @dataclass(frozen=True)
 class Library:
-    """An array library: how to bring NumPy values there and back, and its widest dtype at hand."""
+    """An array library: how to bring NumPy values there, what its results must be, and its dtypes.
+
+    ``default`` is the dtype that NumPy's float64 values arrive in. ``compiled`` makes one call of a function cheap.
+    """
 
     name: str
     from_numpy: Callable[[np.ndarray], Any]
-    to_numpy: Callable[[Any], np.ndarray]
-    eps: float
+    array_types: tuple[type, ...]
+    dtypes: dict[str, Any]
+    default: str = "float64"
+    compiled: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+
+    @property
+    def eps(self) -> float:
+        return PRECISION[self.default]
+
+    def to_numpy(self, array: Any) -> np.ndarray:
+        """Bring a result back, after a look at what it is."""
+        assert type(array) in self.array_types, f"{type(array)} is not of {self.name}"
+        return host_values(array)
+
+
+def dtype_name(array: Any) -> str:
+    return str(array.dtype).rpartition(".")[2]
 
 
 def _read_only(values: np.ndarray) -> np.ndarray:
@@ -32,14 +56,14 @@ def _to_jax(values: np.ndarray) -> jax.Array:
     return jnp.asarray(values.astype(np.float32) if values.dtype == np.float64 else values)
 
 
-def _from_torch(tensor: Any) -> np.ndarray:
-    return np.asarray(tensor.detach().double() if tensor.is_floating_point() else tensor)
-
+_NUMPY_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
+_TORCH_DTYPES = {name: getattr(torch, name) for name in PRECISION}
+# JAX in its own default precision: tucka must not switch x64 on.
+_JAX_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}
 
 LIBRARIES = [
-    Library("numpy", np.array, np.asarray, 2.0**-52),
-    Library("numpy-read-only", _read_only, np.asarray, 2.0**-52),
-    Library("torch", lambda values: torch.tensor(np.asarray(values)), _from_torch, 2.0**-52),
-    # JAX in its own default precision: tucka must not switch x64 on.
-    Library("jax", _to_jax, lambda array: np.asarray(array, dtype=np.float64), 2.0**-23),
+    Library("numpy", _read_only, (np.ndarray, *_NUMPY_DTYPES.values()), _NUMPY_DTYPES),
+    Library("plugged", lambda values: np.array(values).view(PluggedArray), (PluggedArray,), _NUMPY_DTYPES),
+    Library("torch", lambda values: torch.tensor(np.asarray(values)), (torch.Tensor,), _TORCH_DTYPES),
+    Library("jax", _to_jax, (type(jnp.zeros(1)),), _JAX_DTYPES, default="float32", compiled=jax.jit),
 ]

@@ -13,3 +13,8 @@ def assert_close(actual, desired, *, eps: float, terms: int = 1, scale: float | 
     if scale is None:
         scale = max(1.0, float(np.abs(desired).max(initial=0.0)))
     np.testing.assert_allclose(actual, desired, rtol=0, atol=32 * eps * max(terms, 1) * scale)
+
+
+def largest(*arrays) -> float:
+    """Return a bound on the products of entries, one of each array: a `scale` for sums of such products."""
+    return float(np.prod([max(1.0, np.abs(array).max(initial=0.0)) for array in arrays]))

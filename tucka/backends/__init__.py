@@ -12,8 +12,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from tucka.errors import expected
 
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 else:
     Backend = Any  # TensorLy is imported when the first array is seen
 
-__all__ = ["Array", "Backend", "backend_of", "cast", "register"]
+__all__ = ["Array", "Backend", "backend_of", "cast", "host_values", "is_half", "register", "widen"]
 
 # The union of all array types of all backends has no common base class.
 Array: TypeAlias = Any
+
+_HALF = ("bfloat16", "float16")
 
 
 class _Entry:
@@ -39,16 +42,26 @@ class _Entry:
 
 def _made_by(library: str, *type_names: str) -> Callable[[type], bool]:
     def is_array_type(kind: type) -> bool:
-        module = sys.modules.get(library)
-        types = (attrgetter(name)(module) for name in type_names) if module is not None else ()
-        return any(issubclass(kind, known) for known in types)
+        for type_name in type_names:
+            known: Any = sys.modules.get(library)
+            for part in type_name.split("."):
+                # Another thread may be importing the library: a type that is not there yet has made no array.
+                known = getattr(known, part, None)
+            if isinstance(known, type) and issubclass(kind, known):
+                return True
+        return False
 
     return is_array_type
 
 
 def _tensorly(name: str) -> Callable[[], Backend]:
-    # TensorLy's manager makes a handle without selecting it.
-    return lambda: importlib.import_module("tensorly.backend").BackendManager.load_backend(name)
+    def load() -> Backend:
+        # TensorLy's manager makes a handle without selecting it. It lists a backend before that backend is complete;
+        # the import waits for another thread that is at it.
+        importlib.import_module(f"tensorly.backend.{name}_backend")
+        return importlib.import_module("tensorly.backend").BackendManager.load_backend(name)
+
+    return load
 
 
 def _jax() -> Backend:
@@ -56,22 +69,28 @@ def _jax() -> Backend:
     return importlib.import_module("tucka.backends.jax").JaxBackend()
 
 
+# Only ever appended to, so an index stays good; the last entry that fits an array wins.
 _entries: list[_Entry] = [
-    _Entry(_made_by("numpy", "ndarray", "generic"), _tensorly("numpy")),
-    _Entry(_made_by("torch", "Tensor"), _tensorly("pytorch")),
-    _Entry(_made_by("jax", "Array", "core.Tracer"), _jax),
     _Entry(_made_by("cupy", "ndarray"), _tensorly("cupy")),
+    _Entry(_made_by("jax", "Array", "core.Tracer"), _jax),
+    _Entry(_made_by("torch", "Tensor"), _tensorly("pytorch")),
+    _Entry(_made_by("numpy", "ndarray", "generic"), _tensorly("numpy")),
 ]
-_handle_of_type: dict[type, Backend] = {}
+_index_of_type: dict[type, int] = {}
 
 
 def _entry_index(name: str, kind: type) -> int:
-    """Find the entry for a type of array and load its handle."""
-    for index, entry in enumerate(_entries):
+    """Find the entry for a type of array, which the caller knows as `name`, and load its handle."""
+    known = _index_of_type  # `register` makes a new one: what is written into the old one then is lost, not wrong
+    if kind in known:
+        return known[kind]
+    for index in reversed(range(len(_entries))):
+        entry = _entries[index]
         if entry.is_array_type(kind):
             # Handles are compared by identity. Should two threads race, both take the one that was stored first.
             if not entry.handles:
                 entry.handles.append(entry.loader())
+            known[kind] = index
             return index
     given = f"{kind.__module__}.{kind.__qualname__}"
     rule = "an array of NumPy, PyTorch, JAX, CuPy or a registered backend"
@@ -84,11 +103,7 @@ _entry_index._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _handle(name: str, array: Array) -> Backend:
-    kind = type(array)
-    handle = _handle_of_type.get(kind)
-    if handle is None:
-        handle = _handle_of_type[kind] = _entries[_entry_index(name, kind)].handles[0]
-    return handle
+    return _entries[_entry_index(name, type(array))].handles[0]
 
 
 def register(array_type: type, loader: Callable[[], Backend]) -> None:
@@ -121,8 +136,9 @@ def register(array_type: type, loader: Callable[[], Backend]) -> None:
         raise TypeError(expected("array_type", "a class", repr(array_type), where="tucka.backends.register"))
     if not callable(loader):
         raise TypeError(expected("loader", "a callable", repr(loader), where="tucka.backends.register"))
-    _entries.insert(0, _Entry(lambda kind: issubclass(kind, array_type), loader))
-    _handle_of_type.clear()
+    global _index_of_type
+    _entries.append(_Entry(lambda kind: issubclass(kind, array_type), loader))
+    _index_of_type = {}
 
 
 def backend_of(**arrays: Array) -> Backend:
@@ -185,3 +201,73 @@ def cast(array: Array, dtype: Any) -> Array:
     if array.dtype == dtype:
         return array
     return array.to(dtype) if hasattr(array, "to") and not hasattr(array, "astype") else array.astype(dtype)
+
+
+def is_half(array: Array) -> bool:
+    """Say whether an array is in 16-bit precision.
+
+    Parameters
+    ----------
+    array : array
+        Any array.
+
+    Returns
+    -------
+    bool
+        True for float16 and bfloat16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> is_half(np.zeros(2, dtype=np.float16))
+    True
+    """
+    return str(array.dtype).rpartition(".")[2] in _HALF
+
+
+def widen(array: Array) -> Array:
+    """Return `array` in float32 if it is in half precision: for small sizes, where the extra digits are free.
+
+    Parameters
+    ----------
+    array : array
+        Any array.
+
+    Returns
+    -------
+    array
+        The same array if it is not in half precision.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> widen(np.zeros(2, dtype=np.float16)).dtype
+    dtype('float32')
+    """
+    return cast(array, backend_of(array=array).float32) if is_half(array) else array
+
+
+def host_values(array: Array) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Copy an array to the host, as NumPy float64 and without its gradient.
+
+    Parameters
+    ----------
+    array : array
+        Real numbers on any device.
+
+    Returns
+    -------
+    numpy.ndarray
+        The values.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> host_values(np.ones(2, dtype=np.float32))
+    array([1., 1.])
+    """
+    handle = backend_of(array=array)
+    if hasattr(array, "detach"):
+        # NumPy does not know every dtype that has gradients: bfloat16 must be widened before it leaves.
+        array = array.detach().cpu().double()
+    return np.array(handle.to_numpy(array), dtype=np.float64)

@@ -6,6 +6,7 @@ caller, so this one registers the same functions and leaves the switch alone.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -92,7 +93,7 @@ class JaxBackend(Backend, backend_name="tucka_jax"):  # type: ignore[misc, call-
         numpy.ndarray
             Its values.
         """
-        return np.asarray(tensor)
+        return np.array(tensor)
 
     @staticmethod
     def ndim(tensor: Any) -> int:
@@ -167,6 +168,9 @@ class JaxBackend(Backend, backend_name="tucka_jax"):  # type: ignore[misc, call-
         return jnp.clip(tensor, a_min, a_max)
 
 
+# Its name in messages. TensorLy keeps the class under another one, so that its own is still found as "jax".
+JaxBackend.backend_name = "jax"
+
 _FROM_JAX_NUMPY = (
     *backend_types,
     *backend_basic_math,
@@ -176,5 +180,7 @@ _FROM_JAX_NUMPY = (
 )
 for _name in _FROM_JAX_NUMPY:
     JaxBackend.register_method(_name, getattr(jnp, _name))
-for _name in ("solve", "qr", "svd", "eigh", "lstsq"):
+for _name in ("solve", "qr", "svd", "eigh"):
     JaxBackend.register_method(_name, getattr(jnp.linalg, _name))
+# As NumPy does: no residuals where the system has more unknowns than equations.
+JaxBackend.register_method("lstsq", partial(jnp.linalg.lstsq, numpy_resid=True))

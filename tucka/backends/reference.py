@@ -79,8 +79,7 @@ def adapt(x: Array, gates: Array, cores: Array, expert_factor: Array, basis: Arr
     array, shape (..., d)
         The adapted activations.
     """
-    lead = gates.ndim - 2
-    width = basis.shape[0]
+    lead, width = gates.ndim - 2, basis.shape[0]
     result = np.zeros(x.shape)
     for row in np.ndindex(*x.shape[:-1]):
         gate = gates[row[:lead]]
@@ -188,10 +187,9 @@ def affinity_logits(feature: Array, centroids: Array, kind: str, center: Array |
         feature = feature - center
     if kind == "directional":
         feature = feature / (math.sqrt(float(feature @ feature)) or 1.0)
-    groups, experts, _ = centroids.shape
-    logits = np.zeros((groups, experts))
-    for i in range(groups):
-        for j in range(experts):
+    logits = np.zeros(centroids.shape[:2])
+    for i in range(logits.shape[0]):
+        for j in range(logits.shape[1]):
             logits[i, j] = feature @ centroids[i, j]
         if kind == "group_norm":
             logits[i] = logits[i] / (math.sqrt(float(logits[i] @ logits[i])) or 1.0)
@@ -244,3 +242,59 @@ def data_aware_centroids(features: Array, noise: Array) -> Array:
     """
     center = sum(features) / len(features)
     return np.array([center, *(center + epsilon for epsilon in noise)])
+
+
+def official_gates(hidden: Array, centroids: Array, groups: int) -> Array:
+    """Route as the authors' code does: batch mean, token mean, logits over their group's norm, raw sigmoids.
+
+    Parameters
+    ----------
+    hidden : array, shape (B, S, d)
+        Inputs of the layer that routes; padding counts.
+    centroids : array, shape (k·t, d)
+        Group after group, as their files hold them.
+    groups : int
+        k.
+
+    Returns
+    -------
+    array, shape (k, t)
+        The gates, zero outside the chosen group; they do not sum to one.
+    """
+    tokens = sum(hidden[b] for b in range(hidden.shape[0])) / hidden.shape[0]
+    feature = sum(tokens[s] for s in range(tokens.shape[0])) / tokens.shape[0]
+    experts = centroids.shape[0] // groups
+    logits = np.zeros((groups, experts))
+    for i in range(groups):
+        for j in range(experts):
+            logits[i, j] = feature @ centroids[i * experts + j]
+        logits[i] = logits[i] / math.sqrt(sum(float(logit) ** 2 for logit in logits[i]))
+    return select_gates(logits, normalize=False)
+
+
+def official_adapt(
+    x: Array, gates: Array, cores: Array, expert_factor: Array, basis: Array, *, alpha: float = 1.0
+) -> Array:
+    """Adapt as the authors' code does: the chosen group's core, C and U each divided by its Frobenius norm.
+
+    Parameters
+    ----------
+    x : array, shape (..., d)
+        Activations.
+    gates : array, shape (k, t)
+        From `official_gates`.
+    cores, expert_factor, basis : array, shapes (k, p, r, r), (t, p), (d, r)
+        ``tucka_g``, ``tucka_c``, ``tucka_u``.
+    alpha : float
+        The scale.
+
+    Returns
+    -------
+    array, shape (..., d)
+        The adapted activations.
+    """
+    chosen = int(np.argmax(np.abs(gates).sum(axis=1)))
+    core = cores[chosen] / math.sqrt(float((cores[chosen] ** 2).sum()))
+    factor = expert_factor / math.sqrt(float((expert_factor**2).sum()))
+    unit = basis / math.sqrt(float((basis**2).sum()))
+    return adapt(x, gates[chosen : chosen + 1], core[None], factor, unit, alpha=alpha)

@@ -5,13 +5,24 @@ from __future__ import annotations
 from tucka.backends import Array
 from tucka.errors import ConfigError, ShapeError, expected
 
-__all__ = ["check_axes", "check_floating", "check_mode", "check_numeric", "check_same_dtype", "check_size", "is_half"]
+__all__ = [
+    "check_axes",
+    "check_floating",
+    "check_mode",
+    "check_numeric",
+    "check_same_dtype",
+    "check_shapes",
+    "check_size",
+]
 
-_HALF = ("bfloat16", "float16")
+_FLOATING = {"bfloat16", "float16", "float32", "float64", "float96", "float128"}
+_WHOLE = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+_NUMERIC = _FLOATING | _WHOLE | {"complex64", "complex128", "complex192", "complex256"}
 
 
 def _dtype_name(array: Array) -> str:
-    return str(array.dtype).removeprefix("torch.")
+    """Name a dtype as all libraries do: without a module's name, whatever the order of its bytes."""
+    return str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
 
 
 def _shape(array: Array) -> tuple[int, ...]:
@@ -89,6 +100,35 @@ def check_size(name: str, array: Array, axis: int, size: int, *, matches: str, w
         raise ShapeError(expected(name, rule, f"shape {shape}", where=where))
 
 
+def check_shapes(*, where: str, **described: tuple[Array, str]) -> None:
+    """Raise unless each array has the axes described, and axes of one name have one size in all arrays.
+
+    Parameters
+    ----------
+    where : str
+        The caller, for the message.
+    **described : (array, str)
+        Each array, by argument name, with its axes as in `check_axes`. The first array that has an axis sets its size.
+
+    Raises
+    ------
+    ShapeError
+        If an array has another number of axes, an empty axis, or one of a size that differs.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> check_shapes(x=(np.zeros((9, 4)), "... d"), basis=(np.zeros((4, 2)), "d r"), where="example")
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, (array, axes) in described.items():
+        check_axes(name, array, axes, where=where)
+        letters = axes.removeprefix("...").split()
+        for axis, letter in enumerate(letters, start=array.ndim - len(letters)):
+            size, owner = sizes.setdefault(letter, (array.shape[axis], f"axis {axis} of {name}"))
+            check_size(name, array, axis, size, matches=owner, where=where)
+
+
 def check_mode(name: str, mode: object, ndim: int, *, where: str) -> int:
     """Return `mode` counted from 0, or raise if there is no such mode.
 
@@ -145,7 +185,7 @@ def check_floating(*, where: str, **arrays: Array) -> None:
     >>> check_floating(where="example", x=np.zeros(2), y=np.ones(2))
     """
     for name, array in arrays.items():
-        if not _dtype_name(array).startswith(("float", "bfloat")):
+        if _dtype_name(array) not in _FLOATING:
             raise TypeError(expected(name, "a real floating-point array", f"dtype {array.dtype}", where=where))
     check_same_dtype(where=where, **arrays)
 
@@ -171,7 +211,7 @@ def check_numeric(*, where: str, **arrays: Array) -> None:
     >>> check_numeric(where="example", x=np.zeros(2), y=np.ones(2))
     """
     for name, array in arrays.items():
-        if not _dtype_name(array).startswith(("float", "bfloat", "int", "uint", "complex")):
+        if _dtype_name(array) not in _NUMERIC:
             raise TypeError(expected(name, "an array of numbers", f"dtype {array.dtype}", where=where))
     check_same_dtype(where=where, **arrays)
 
@@ -201,25 +241,3 @@ def check_same_dtype(*, where: str, **arrays: Array) -> None:
         if array.dtype != first.dtype:
             rule = f"dtype {first.dtype} to match {first_name}"
             raise TypeError(expected(name, rule, f"dtype {array.dtype}", where=where))
-
-
-def is_half(array: Array) -> bool:
-    """Say whether an array is in 16-bit precision.
-
-    Parameters
-    ----------
-    array : array
-        Any array.
-
-    Returns
-    -------
-    bool
-        True for float16 and bfloat16.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> is_half(np.zeros(2, dtype=np.float16))
-    True
-    """
-    return _dtype_name(array) in _HALF

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from tucka.backends import Array, backend_of
-from tucka.core.checks import check_axes, check_floating, check_mode, check_size
+from tucka.backends import Array, backend_of, cast
+from tucka.core.checks import check_mode
+from tucka.core.contractions import apply_mixture, mix_cores, tucker_inner, tucker_norm
 from tucka.core.modes import multi_mode_product
+from tucka.core.parts import TuckerParts
 from tucka.errors import ShapeError, expected
 from tucka.spec import check_finite
+
+if TYPE_CHECKING:
+    from tensorly.tucker_tensor import TuckerTensor
+else:
+    TuckerTensor = Any
 
 __all__ = ["TuckerExperts"]
 
 
-@dataclass(frozen=True, eq=False)
-class TuckerExperts:
+@dataclass(frozen=True, eq=False, repr=False)
+class TuckerExperts(TuckerParts):
     r"""k groups of t experts, :math:`\mathcal{T}_i = \mathcal{G}_i \times_0 C \times_1 U \times_2 U`.
 
     Expert j of group i is the matrix :math:`\mathcal{T}_i[j] = U \left(\sum_q C_{jq}\, \mathcal{G}_i[q]\right) U^\top`.
@@ -48,57 +57,6 @@ class TuckerExperts:
     ((5, 6, 6), 130)
     """
 
-    cores: Array
-    expert_factor: Array
-    basis: Array
-
-    def __post_init__(self) -> None:
-        where = "TuckerExperts"
-        arrays = {"cores": self.cores, "expert_factor": self.expert_factor, "basis": self.basis}
-        backend_of(**arrays)
-        check_floating(where=where, **arrays)
-        check_axes("cores", self.cores, "k p r r", where=where)
-        check_size("cores", self.cores, 3, self.cores.shape[2], matches="axis 2 of cores", where=where)
-        check_axes("expert_factor", self.expert_factor, "t p", where=where)
-        check_size("expert_factor", self.expert_factor, 1, self.cores.shape[1], matches="axis 1 of cores", where=where)
-        check_axes("basis", self.basis, "d r", where=where)
-        check_size("basis", self.basis, 1, self.cores.shape[2], matches="axis 2 of cores", where=where)
-
-    @property
-    def groups(self) -> int:
-        """Number of groups (k).
-
-        Returns
-        -------
-        int
-            The size of axis 0 of the cores.
-        """
-        return int(self.cores.shape[0])
-
-    @property
-    def experts_per_group(self) -> int:
-        """Number of experts in one group (t).
-
-        Returns
-        -------
-        int
-            The size of axis 0 of the expert factor.
-        """
-        return int(self.expert_factor.shape[0])
-
-    @property
-    def n_parameters(self) -> int:
-        """Numbers held: t·p + k·p·r² + d·r.
-
-        Returns
-        -------
-        int
-            The sum of the three arrays' sizes.
-        """
-        groups, expert_rank, rank, _ = self.cores.shape
-        experts, width = self.expert_factor.shape[0], self.basis.shape[0]
-        return int(experts * expert_rank + groups * expert_rank * rank * rank + width * rank)
-
     def to_tensor(self, group: int) -> Array:
         """Form all experts of one group.
 
@@ -116,6 +74,13 @@ class TuckerExperts:
         ------
         ConfigError
             If there is no such group.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> TuckerExperts(np.full((1, 1, 1, 1), 3.0), np.ones((1, 1)), np.ones((2, 1))).to_tensor(0)
+        array([[[3., 3.],
+                [3., 3.]]])
         """
         group = check_mode("group", group, self.groups, where="TuckerExperts.to_tensor")
         return multi_mode_product(self.cores[group], [self.expert_factor, self.basis, self.basis])
@@ -137,13 +102,21 @@ class TuckerExperts:
         ------
         ConfigError
             If there is no such group or expert.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> TuckerExperts(np.full((1, 1, 1, 1), 3.0), np.array([[1.0], [2.0]]), np.ones((2, 1))).expert(0, 1)
+        array([[6., 6.],
+               [6., 6.]])
         """
         where = "TuckerExperts.expert"
         group = check_mode("group", group, self.groups, where=where)
         index = check_mode("index", index, self.experts_per_group, where=where)
         handle = backend_of(cores=self.cores)
         core = handle.tensordot(self.expert_factor[index], self.cores[group], axes=([0], [0]))
-        return handle.matmul(handle.matmul(self.basis, core), handle.transpose(self.basis))
+        expert = handle.matmul(handle.matmul(self.basis, core), handle.transpose(self.basis))
+        return cast(expert, self.basis.dtype)  # a matmul of NumPy's own returns bfloat16 as float32
 
     def mix(self, gates: Array) -> Array:
         r"""Mix the cores of all experts: :math:`\bar G = \sum_{ijq} \gamma_{ij} C_{jq} \mathcal{G}_i[q]`.
@@ -164,12 +137,16 @@ class TuckerExperts:
             If the last two axes are not (k, t).
         TypeError
             If backend or dtype differ from the experts'.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> experts = TuckerExperts(np.full((2, 1, 1, 1), 3.0), np.ones((2, 1)), np.ones((2, 1)))
+        >>> experts.mix(np.array([[0.0, 0.0], [0.25, 0.5]]))
+        array([[2.25]])
         """
-        self._check_operand("gates", gates, "... k t", where="TuckerExperts.mix")
-        handle = backend_of(gates=gates)
-        # The small sizes first: gates and factor give k·p numbers, whatever r is.
-        weights = handle.einsum("...kt,tp->...kp", gates, self.expert_factor)
-        return handle.einsum("...kp,kprs->...rs", weights, self.cores)
+        self.check_parts(gates=(gates, "... k t"), where="TuckerExperts.mix")
+        return mix_cores(gates, self.cores, self.expert_factor)
 
     def apply(self, x: Array, gates: Array, *, alpha: float = 1.0) -> Array:
         r"""Adapt activations: :math:`x' = x + \alpha\, ((x U) \bar G)\, U^\top`, without any d×d matrix.
@@ -199,32 +176,123 @@ class TuckerExperts:
         References
         ----------
         .. [1] arXiv:2511.06859, Eq. (9), without its W.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> experts = TuckerExperts(np.full((1, 1, 1, 1), 3.0), np.ones((1, 1)), np.ones((2, 1)))
+        >>> experts.apply(np.array([[1.0, 0.0]]), np.ones((1, 1)), alpha=2.0)
+        array([[7., 6.]])
         """
         where = "TuckerExperts.apply"
-        self._check_operand("gates", gates, "... k t", where=where)
-        self._check_operand("x", x, "... d", where=where)
+        self.check_parts(gates=(gates, "... k t"), x=(x, "... d"), where=where)
         alpha = check_finite("alpha", alpha, where=where)
         rows = tuple(x.shape[:-1])
-        lead = gates.ndim - 2
-        if tuple(gates.shape[:lead]) != rows[:lead]:
+        lead = tuple(gates.shape[:-2])
+        if lead != rows[: len(lead)]:
             rule = f"leading axes that are the first of x's {rows}"
             raise ShapeError(expected("gates", rule, f"shape {tuple(gates.shape)}", where=where))
-        handle = backend_of(x=x)
-        mixed = self.mix(gates)
-        between = len(rows) - lead
-        mixed = handle.reshape(mixed, (*mixed.shape[:-2], *(1,) * max(between - 1, 0), *mixed.shape[-2:]))
-        inner = handle.matmul(x, self.basis)
-        # With an axis of x left over, it is the rows of a matrix product; without one, each row has its own core.
-        inner = handle.matmul(inner, mixed) if between else handle.matmul(inner[..., None, :], mixed)[..., 0, :]
-        return x + alpha * handle.matmul(inner, handle.transpose(self.basis))
+        return apply_mixture(x, gates, (self.cores, self.expert_factor, self.basis), alpha)
 
-    def _check_operand(self, name: str, array: Array, axes: str, *, where: str) -> None:
-        """Check an operand's backend, dtype and last axes against the experts'."""
-        backend_of(basis=self.basis, **{name: array})
-        check_floating(where=where, basis=self.basis, **{name: array})
-        check_axes(name, array, axes, where=where)
-        sizes = {"k": self.groups, "t": self.experts_per_group, "d": int(self.basis.shape[0])}
-        letters = axes.split()[1:]
-        for offset, letter in enumerate(letters):
-            axis = array.ndim - len(letters) + offset
-            check_size(name, array, axis, sizes[letter], matches=f"the experts' {letter}", where=where)
+    def norm(self, group: int) -> Array:
+        r"""Measure one group: the Frobenius norm :math:`\lVert \mathcal{T}_i \rVert`, without forming it.
+
+        Parameters
+        ----------
+        group : int
+            Counted from 0; negative values count from the end.
+
+        Returns
+        -------
+        array, shape ()
+            Exact to rounding also where experts nearly vanish. Differentiable where the expert factor and the basis
+            have full column rank.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such group.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> float(TuckerExperts(np.ones((1, 1, 1, 1)), np.ones((2, 1)), np.ones((3, 1))).norm(0).round(9))
+        4.242640687
+        """
+        group = check_mode("group", group, self.groups, where="TuckerExperts.norm")
+        return tucker_norm(self.cores[group], self.expert_factor, self.basis)
+
+    def inner(self, other: TuckerExperts, group: int, other_group: int) -> Array:
+        r"""Compare two groups: the inner product :math:`\langle \mathcal{T}_i, \mathcal{T}'_{i'} \rangle`.
+
+        Parameters
+        ----------
+        other : TuckerExperts
+            With the same t and d; its ranks and its basis may be its own. It may be these experts.
+        group, other_group : int
+            A group of these experts and one of the others'.
+
+        Returns
+        -------
+        array, shape ()
+            The sum over the products of all entries. Neither tensor is formed.
+
+        Raises
+        ------
+        ShapeError
+            If t or d differ.
+        ConfigError
+            If there is no such group.
+        TypeError
+            If `other` is no `TuckerExperts`, or of another backend or dtype.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> experts = TuckerExperts(np.ones((2, 1, 1, 1)), np.ones((2, 1)), np.ones((3, 1)))
+        >>> float(experts.inner(experts, 0, 1))
+        18.0
+        """
+        where = "TuckerExperts.inner"
+        if not isinstance(other, TuckerExperts):
+            raise TypeError(expected("other", "TuckerExperts", type(other).__qualname__, where=where))
+        group = check_mode("group", group, self.groups, where=where)
+        other_group = check_mode("other_group", other_group, other.groups, where=where)
+        theirs = {"other.expert_factor": (other.expert_factor, "t q"), "other.basis": (other.basis, "d s")}
+        self.check_parts(**theirs, where=where)
+        parts = (self.cores[group], self.expert_factor, self.basis)
+        return tucker_inner(parts, (other.cores[other_group], other.expert_factor, other.basis))
+
+    def group(self, index: int) -> TuckerTensor:
+        """Hand one group to TensorLy.
+
+        Parameters
+        ----------
+        index : int
+            Counted from 0; negative values count from the end.
+
+        Returns
+        -------
+        tensorly.tucker_tensor.TuckerTensor
+            Core (p, r, r) and factors [C, U, U]; the arrays are these experts' own. What TensorLy computes with it
+            (``to_tensor`` and so on) goes by TensorLy's own choice of backend.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such group.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> TuckerExperts(np.ones((3, 2, 4, 4)), np.ones((5, 2)), np.ones((6, 4))).group(0)
+        Decomposed rank-(2, 4, 4) TuckerTensor of shape (5, 6, 6)
+        """
+        index = check_mode("index", index, self.groups, where="TuckerExperts.group")
+        kind = importlib.import_module("tensorly.tucker_tensor").TuckerTensor
+        # Its constructor asks TensorLy's global backend for shapes, which may not know these arrays.
+        tensor = kind.__new__(kind)
+        tensor.core, tensor.factors = self.cores[index], [self.expert_factor, self.basis, self.basis]
+        tensor.rank = tuple(tensor.core.shape)
+        tensor.shape = tuple(factor.shape[0] for factor in tensor.factors)
+        return tensor

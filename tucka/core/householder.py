@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tucka.backends import Array, backend_of, cast
-from tucka.core.checks import check_axes, check_floating, is_half
+from tucka.backends import Array, backend_of, cast, widen
+from tucka.core.checks import check_axes, check_floating
 from tucka.core.experts import TuckerExperts
 from tucka.errors import ShapeError, expected
 from tucka.spec import check_choice
@@ -70,22 +70,22 @@ def householder_gamma(vectors: Array, *, method: Literal["solve", "recursion"] =
     _check_vectors(vectors, "householder_gamma")
     check_choice("method", method, ("solve", "recursion"), where="householder_gamma")
     handle = backend_of(vectors=vectors)
-    dtype = vectors.dtype
-    wide = cast(vectors, handle.float32) if is_half(vectors) else vectors
+    wide = widen(vectors)
     gram = handle.matmul(handle.transpose(wide), wide)
     gamma = _gamma_by_recursion(gram) if method == "recursion" else _gamma_by_solve(gram)
-    return cast(gamma, dtype)
+    return cast(gamma, vectors.dtype)
 
 
-def _identity_like(gram: Array) -> Array:
-    handle = backend_of(gram=gram)
-    context = {key: value for key, value in handle.context(gram).items() if key != "requires_grad"}
-    return handle.eye(gram.shape[0], **context)
+def _identity(size: int, like: Array) -> Array:
+    """Return the identity matrix with the backend, dtype and device of `like`."""
+    handle = backend_of(like=like)
+    context = {key: value for key, value in handle.context(like).items() if key != "requires_grad"}
+    return handle.eye(size, **context)
 
 
 def _gamma_by_solve(gram: Array) -> Array:
     handle = backend_of(gram=gram)
-    identity = _identity_like(gram)
+    identity = _identity(gram.shape[0], gram)
     # Column sums of the identity count 1..r; comparing them selects what lies strictly above the diagonal.
     order = handle.cumsum(handle.sum(identity, axis=0), 0)
     above = order[:, None] < order[None, :]
@@ -96,7 +96,7 @@ def _gamma_by_solve(gram: Array) -> Array:
 
 def _gamma_by_recursion(gram: Array) -> Array:
     handle = backend_of(gram=gram)
-    identity = _identity_like(gram)
+    identity = _identity(gram.shape[0], gram)
     rank = gram.shape[0]
     gamma = -2.0 * identity[:, :1]  # Γ_1, as a column of full height
     for column in range(1, rank):
@@ -116,7 +116,7 @@ def householder_product(vectors: Array) -> Array:
     Returns
     -------
     array, shape (d, d)
-        An orthogonal matrix with determinant (−1)^r. Reversing the columns inverts it.
+        An orthogonal matrix with determinant (−1)^r. Reversing the columns inverts it. Same dtype as `vectors`.
 
     Raises
     ------
@@ -138,12 +138,12 @@ def householder_product(vectors: Array) -> Array:
     """
     _check_vectors(vectors, "householder_product")
     handle = backend_of(vectors=vectors)
-    rows = vectors[:, :1] * 0  # a zero column of the right kind
-    product = _identity_like(rows + handle.transpose(rows))
-    for column in range(vectors.shape[1]):
-        unit = vectors[:, column : column + 1]
+    wide = widen(vectors)
+    product = _identity(wide.shape[0], wide)
+    for column in range(wide.shape[1]):
+        unit = wide[:, column : column + 1]
         product = product - 2.0 * handle.matmul(handle.matmul(product, unit), handle.transpose(unit))
-    return product
+    return cast(product, vectors.dtype)
 
 
 def householder_experts(vectors: Array) -> TuckerExperts:
@@ -180,4 +180,4 @@ def householder_experts(vectors: Array) -> TuckerExperts:
     array([[-1., -1.,  1.]])
     """
     gamma = householder_gamma(vectors)
-    return TuckerExperts(gamma[None, None], _identity_like(gamma)[:1, :1], vectors)
+    return TuckerExperts(gamma[None, None], _identity(1, vectors), vectors)

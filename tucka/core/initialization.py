@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tucka.backends import Array, backend_of
+from tucka.backends import Array, backend_of, host_values
 from tucka.core.checks import check_axes, check_floating
 from tucka.errors import ConfigError, ShapeError, expected
 from tucka.spec import check_count, check_finite
@@ -25,13 +25,12 @@ def _like(values: np.ndarray[Any, Any], like: Array) -> Array:
     return handle.tensor(values, **context)
 
 
-def _host(features: Array, where: str) -> np.ndarray[Any, Any]:
+def _checked(features: Array, where: str) -> np.ndarray[Any, Any]:
     """Check a stack of features and copy it to the host in float64."""
-    handle = backend_of(features=features)
+    backend_of(features=features)
     check_floating(where=where, features=features)
     check_axes("features", features, "n d", where=where)
-    detached = features.detach().double() if hasattr(features, "detach") else features
-    values = np.asarray(handle.to_numpy(detached), dtype=np.float64)
+    values = host_values(features)
     if not np.isfinite(values).all():
         raise ConfigError(expected("features", "finite numbers", "NaN or infinity", where=where))
     return values
@@ -60,6 +59,8 @@ def kaiming_centroids(shape: tuple[int, int, int], *, seed: int, like: Array | N
         If a size is not a whole number of at least 1, or the seed is negative.
     ShapeError
         If `shape` does not have three entries.
+    TypeError
+        If `like` is no real floating-point array.
 
     References
     ----------
@@ -71,8 +72,11 @@ def kaiming_centroids(shape: tuple[int, int, int], *, seed: int, like: Array | N
     (2, 3, 4)
     """
     where = "kaiming_centroids"
-    if len(shape) != 3:
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
         raise ShapeError(expected("shape", "three sizes (k, t, d)", shape, where=where))
+    if like is not None:
+        backend_of(like=like)
+        check_floating(where=where, like=like)
     groups, experts, width = (check_count(f"shape[{axis}]", size, where=where) for axis, size in enumerate(shape))
     check_count("seed", seed, least=0, where=where)
     bound = math.sqrt(6.0 / width)
@@ -126,7 +130,7 @@ def data_aware_centroids(features: Array, *, groups: int, experts_per_group: int
     array([1., 1., 1.])
     """
     where = "data_aware_centroids"
-    values = _host(features, where)
+    values = _checked(features, where)
     groups = check_count("groups", groups, where=where)
     experts = check_count("experts_per_group", experts_per_group, where=where)
     if check_finite("scale", scale, where=where) < 0:
@@ -182,26 +186,29 @@ def balanced_centroids(features: Array, *, groups: int, experts_per_group: int, 
     np.True_
     """
     where = "balanced_centroids"
-    values = _host(features, where)
+    values = _checked(features, where)
     groups = check_count("groups", groups, where=where)
     experts = check_count("experts_per_group", experts_per_group, where=where)
     check_count("seed", seed, least=0, where=where)
     rng = np.random.default_rng(seed)
     center = values.mean(axis=0)
-    # More corners than the width can hold share the same dimensions; they are then no longer a simplex, but distinct.
+    # Corners that the width cannot hold as a simplex are projected into it.
     dims = min(max(groups * experts - 1, 1), values.shape[1])
-    axes = _whitening_axes(values - center, dims, rng)
+    rounding = 1e-12 * float(np.abs(values).max())
+    axes = _whitening_axes(values - center, dims, rounding, rng)
     corners = _turned_simplex(groups * experts, dims, rng)
     directions = (corners @ axes).reshape(groups, experts, values.shape[1])
     return _like(directions, features), _like(center, features)
 
 
-def _whitening_axes(centred: np.ndarray[Any, Any], dims: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return (dims, d) rows v_c / σ_c; random orthonormal rows where the data has no spread left."""
+def _whitening_axes(
+    centred: np.ndarray[Any, Any], dims: int, rounding: float, rng: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    """Return (dims, d) rows v_c / σ_c; random directions of the mean size where the data has no spread left."""
     count, width = centred.shape
     _, singular, rows = np.linalg.svd(centred, full_matrices=False)
     spread = singular / math.sqrt(count)
-    known = int(min((spread > 1e-6 * max(spread.max(), 1e-30)).sum(), dims))
+    known = int(min((spread > max(1e-6 * spread.max(), rounding)).sum(), dims))
     scale = spread[:known].mean() if known else 1.0
     axes = np.empty((dims, width))
     axes[:known] = rows[:known] / spread[:known, None]
@@ -213,14 +220,10 @@ def _whitening_axes(centred: np.ndarray[Any, Any], dims: int, rng: np.random.Gen
 
 
 def _turned_simplex(corners: int, dims: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return (corners, dims): a regular simplex of unit vectors in a random position, if dims is corners - 1."""
-    if corners == 1:
-        points = np.ones((1, 1))
-    else:
-        centred = np.eye(corners) - 1.0 / corners
-        points = np.linalg.svd(centred)[0][:, : corners - 1]
-    points = points[:, :dims] if dims <= points.shape[1] else points
-    rotation, triangle = np.linalg.qr(rng.standard_normal((dims, dims)))
-    turned = points @ (rotation * np.sign(np.diag(triangle)))
-    norms = np.linalg.norm(turned, axis=1, keepdims=True)
-    return np.asarray(turned / np.where(norms == 0, 1, norms))
+    """Return (corners, dims) unit vectors: a regular simplex in a random position, if dims is corners - 1."""
+    points = np.ones((1, 1))
+    if corners > 1:
+        points = np.linalg.svd(np.eye(corners) - 1.0 / corners)[0][:, : corners - 1]
+    rotation, triangle = np.linalg.qr(rng.standard_normal((points.shape[1],) * 2))
+    turned = (points @ (rotation * np.sign(np.diag(triangle))))[:, :dims]
+    return np.asarray(turned / np.linalg.norm(turned, axis=1, keepdims=True))

@@ -34,7 +34,8 @@ def mode_product(tensor: Array, matrix: Array, *, mode: int) -> Array:
     Raises
     ------
     ShapeError
-        If `tensor` has no modes, `matrix` is not a matrix, or ``matrix.shape[1] != tensor.shape[mode]``.
+        If `tensor` has no modes, `matrix` is not a matrix with at least one row, or
+        ``matrix.shape[1] != tensor.shape[mode]``.
     ConfigError
         If there is no such mode.
     TypeError
@@ -51,15 +52,30 @@ def mode_product(tensor: Array, matrix: Array, *, mode: int) -> Array:
     (2, 5)
     """
     where = "mode_product"
-    handle = backend_of(tensor=tensor, matrix=matrix)
+    backend_of(tensor=tensor, matrix=matrix)
     check_numeric(where=where, tensor=tensor, matrix=matrix)
+    mode = _check_mode_of("mode", mode, tensor, where=where)
+    _check_matrix("matrix", matrix, tensor, mode, where=where)
+    return _mode_product(tensor, matrix, mode)
+
+
+def _mode_product(tensor: Array, matrix: Array, mode: int) -> Array:
+    handle = backend_of(tensor=tensor)
+    product = handle.tensordot(tensor, matrix, axes=([mode], [1]))  # the new axis comes last
+    last = tensor.ndim - 1
+    # Not moveaxis: torch.func.vmap cannot batch it.
+    return handle.transpose(product, [*range(mode), last, *range(mode, last)])
+
+
+def _check_mode_of(name: str, mode: int, tensor: Array, *, where: str) -> int:
     if tensor.ndim == 0:
         raise ShapeError(expected("tensor", "at least one mode", "shape ()", where=where))
-    mode = check_mode("mode", mode, tensor.ndim, where=where)
-    if matrix.ndim != 2:
-        raise ShapeError(expected("matrix", "axes (J, I)", f"shape {tuple(matrix.shape)}", where=where))
-    check_size("matrix", matrix, 1, tensor.shape[mode], matches=f"mode {mode} of tensor", where=where)
-    return handle.moveaxis(handle.tensordot(tensor, matrix, axes=([mode], [1])), -1, mode)
+    return check_mode(name, mode, tensor.ndim, where=where)
+
+
+def _check_matrix(name: str, matrix: Array, tensor: Array, mode: int, *, where: str) -> None:
+    check_axes(name, matrix, "J I", where=where)
+    check_size(name, matrix, 1, tensor.shape[mode], matches=f"mode {mode} of tensor", where=where)
 
 
 def multi_mode_product(tensor: Array, matrices: Sequence[Array], *, modes: Sequence[int] | None = None) -> Array:
@@ -102,17 +118,17 @@ def multi_mode_product(tensor: Array, matrices: Sequence[Array], *, modes: Seque
     (4, 6, 6)
     """
     where = "multi_mode_product"
-    backend_of(tensor=tensor, **{f"matrices[{index}]": matrix for index, matrix in enumerate(matrices)})
-    given = range(len(matrices)) if modes is None else modes
-    if len(given) != len(matrices):
-        rule = f"one mode for each of {len(matrices)} matrices"
-        raise ConfigError(expected("modes", rule, list(given), where=where))
-    counted = [check_mode("modes", mode, tensor.ndim, where=where) for mode in given]
+    named = {f"matrices[{index}]": matrix for index, matrix in enumerate(matrices)}
+    backend_of(tensor=tensor, **named)
+    check_numeric(where=where, tensor=tensor, **named)
+    given = list(range(len(named)) if modes is None else modes)
+    if len(given) != len(named):
+        raise ConfigError(expected("modes", f"one mode for each of {len(named)} matrices", given, where=where))
+    counted = [_check_mode_of(f"modes[{index}]", mode, tensor, where=where) for index, mode in enumerate(given)]
     if len(set(counted)) != len(counted):
-        raise ConfigError(expected("modes", "different modes", list(given), where=where))
-    for index, (matrix, mode) in enumerate(zip(matrices, counted, strict=True)):
-        check_axes(f"matrices[{index}]", matrix, "J I", where=where)
-        check_size(f"matrices[{index}]", matrix, 1, tensor.shape[mode], matches=f"mode {mode} of tensor", where=where)
-    for matrix, mode in zip(matrices, counted, strict=True):
-        tensor = mode_product(tensor, matrix, mode=mode)
+        raise ConfigError(expected("modes", "different modes", given, where=where))
+    for (name, matrix), mode in zip(named.items(), counted, strict=True):
+        _check_matrix(name, matrix, tensor, mode, where=where)
+    for matrix, mode in zip(named.values(), counted, strict=True):
+        tensor = _mode_product(tensor, matrix, mode)
     return tensor

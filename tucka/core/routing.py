@@ -5,19 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
-import numpy as np
-
-from tucka.backends import Array, Backend, backend_of, cast
-from tucka.core.checks import check_axes, check_floating, check_size, is_half
+from tucka.backends import Array, Backend, backend_of, cast, widen
+from tucka.core.checks import check_axes, check_floating, check_shapes
 from tucka.errors import ConfigError, ShapeError, expected
 from tucka.spec import Affinity, Routing, check_choice, check_finite
 
-__all__ = ["affinity_logits", "load_entropy", "routing_feature", "select_gates"]
-
-
-def _wide(array: Array) -> Array:
-    """Routing numbers are few: compute them in float32 where the input is in half precision."""
-    return cast(array, backend_of(array=array).float32) if is_half(array) else array
+__all__ = ["affinity_logits", "routing_feature", "select_gates"]
 
 
 def routing_feature(hidden: Array, *, mask: Array | None = None, granularity: Routing = "batch") -> Array:
@@ -72,7 +65,7 @@ def routing_feature(hidden: Array, *, mask: Array | None = None, granularity: Ro
         raise ShapeError(expected("mask", rule, f"shape {tuple(mask.shape)}", where=where))
     if granularity == "token":
         return hidden
-    tokens = _wide(hidden)
+    tokens = widen(hidden)
     tokens = handle.reshape(tokens, (tokens.shape[0], -1, tokens.shape[-1]))
     if mask is None:
         samples = handle.mean(tokens, axis=1)
@@ -158,38 +151,35 @@ def affinity_logits(
     backend_of(**arrays)
     check_floating(where=where, **arrays)
     check_choice("kind", kind, get_args(Affinity), where=where)
-    check_axes("feature", feature, "... d", where=where)
-    check_axes("centroids", centroids, "k t d", where=where)
-    check_size("centroids", centroids, 2, feature.shape[-1], matches="the last axis of feature", where=where)
+    axes = {"feature": "... d", "centroids": "k t d", "center": "d"}
+    check_shapes(where=where, **{name: (array, axes[name]) for name, array in arrays.items()})
     if check_finite("temperature", temperature, where=where) <= 0:
         raise ConfigError(expected("temperature", "a positive number", repr(temperature), where=where))
-    if center is not None:
-        if kind not in ("centered", "directional"):
-            raise ConfigError(expected("center", f"None with kind={kind!r}", "an array", where=where))
-        check_axes("center", center, "d", where=where)
-        check_size("center", center, 0, feature.shape[-1], matches="the last axis of feature", where=where)
-    features = _wide(feature) if center is None else _wide(feature) - _wide(center)
-    logits = _LOGITS[kind](backend_of(**arrays), features, _wide(centroids))
+    if center is not None and kind not in ("centered", "directional"):
+        raise ConfigError(expected("center", f"None with kind={kind!r}", "an array", where=where))
+    features = widen(feature) if center is None else widen(feature) - widen(center)
+    logits = _LOGITS[kind](backend_of(**arrays), features, widen(centroids))
     return cast(logits / temperature, feature.dtype)
 
 
 def _dot(handle: Backend, feature: Array, centroids: Array) -> Array:
-    return handle.einsum("...d,ktd->...kt", feature, centroids)
+    return handle.tensordot(feature, centroids, axes=([-1], [2]))
 
 
 def _group_norm(handle: Backend, feature: Array, centroids: Array) -> Array:
-    return _unit(handle, _dot(handle, feature, centroids))
+    logits = _dot(handle, feature, centroids)
+    return logits / _norms(handle, logits)[..., None]
 
 
 def _directional(handle: Backend, feature: Array, centroids: Array) -> Array:
-    return _dot(handle, _unit(handle, feature), centroids)
+    # The few logits are divided, not the wide feature.
+    return _dot(handle, feature, centroids) / _norms(handle, feature)[..., None, None]
 
 
-def _unit(handle: Backend, vectors: Array) -> Array:
-    """Divide by the norm along the last axis; a zero vector stays zero, with a zero gradient instead of NaN."""
+def _norms(handle: Backend, vectors: Array) -> Array:
+    """Return norms along the last axis; a norm of zero counts as one, and gets no NaN as its gradient."""
     squares = handle.sum(vectors * vectors, axis=-1)
-    norms = handle.sqrt(handle.where(squares == 0, squares + 1, squares))
-    return vectors / norms[..., None]
+    return handle.sqrt(handle.where(squares == 0, squares + 1, squares))
 
 
 _LOGITS: dict[str, Callable[[Backend, Array, Array], Array]] = {
@@ -217,8 +207,9 @@ def select_gates(logits: Array, *, normalize: bool = True) -> Array:
     Returns
     -------
     array, shape (..., k, t)
-        Gates, zero outside the chosen group. Differentiable; with t = 1 and `normalize` the gradient is zero. A NaN
-        logit gives NaN gates in the group that is chosen.
+        Gates, zero outside the chosen group. Differentiable; with t = 1 and `normalize` the gradient is zero. The
+        first group with a NaN is chosen and gets NaN gates: all of them with `normalize`, else those of the NaN. A
+        logit of −∞ gives a gate of zero, so it excludes an expert; excluding all of them gives NaN with `normalize`.
 
     Raises
     ------
@@ -244,55 +235,23 @@ def select_gates(logits: Array, *, normalize: bool = True) -> Array:
     check_axes("logits", logits, "... k t", where=where)
     check_choice("normalize", normalize, (True, False), where=where)
     groups, experts = logits.shape[-2:]
-    wide = _wide(logits)
-    flat = handle.reshape(wide, (*wide.shape[:-2], groups * experts))
-    chosen = handle.argmax(flat, axis=-1) // experts
-    log_scores = -handle.logsumexp(handle.stack([handle.zeros_like(wide), -wide], axis=-1), axis=-1)
+    wide = widen(logits)
+    zeros = handle.zeros_like(wide)
+    chosen = handle.argmax(handle.reshape(wide, (*wide.shape[:-2], groups * experts)), axis=-1) // experts
+    is_chosen = (_positions(handle, groups, wide) == chosen[..., None])[..., None]
+    # What the other groups hold must not reach the gradient either: an infinity there would make it NaN.
+    log_scores = _log_sigmoid(handle, handle.where(is_chosen, wide, zeros))
     if normalize:
         log_scores = log_scores - handle.logsumexp(log_scores, axis=-1)[..., None]
-    is_chosen = _indices_like(chosen, groups) == chosen[..., None]
-    return cast(handle.where(is_chosen[..., None], handle.exp(log_scores), handle.zeros_like(wide)), logits.dtype)
+    return cast(handle.where(is_chosen, handle.exp(log_scores), zeros), logits.dtype)
 
 
-def _indices_like(array: Array, count: int) -> Array:
-    """Return 0, 1, ..., count - 1 on the device of `array`."""
-    device = {"device": array.device} if backend_of(array=array).backend_name == "pytorch" else {}
-    return backend_of(array=array).arange(0, count, **device)
+def _log_sigmoid(handle: Backend, logits: Array) -> Array:
+    """Compute log(1 / (1 + exp(-x))) without overflow, from -inf to inf."""
+    return handle.minimum(logits, handle.zeros_like(logits)) - handle.log(1 + handle.exp(-handle.abs(logits)))
 
 
-def load_entropy(load: Array) -> float:
-    r"""Measure how evenly groups are used: :math:`-\sum_i p_i \log p_i / \log k` with :math:`p` the shares.
-
-    Parameters
-    ----------
-    load : array_like, shape (k,)
-        Counts or weights of the groups; not negative, not all zero.
-
-    Returns
-    -------
-    float
-        1 if all groups are used alike, 0 if one takes everything. One group alone is balanced: 1.
-
-    Raises
-    ------
-    ShapeError
-        If `load` is not a vector.
-    ConfigError
-        If an entry is negative or not finite, or all are zero.
-
-    Examples
-    --------
-    >>> load_entropy([10, 10]), load_entropy([20, 0])
-    (1.0, 0.0)
-    """
-    host = load.detach().cpu() if hasattr(load, "detach") else load
-    counts = np.asarray(host, dtype=np.float64)
-    if counts.ndim != 1 or counts.size == 0:
-        raise ShapeError(expected("load", "axes (k)", f"shape {counts.shape}", where="load_entropy"))
-    if not np.all(np.isfinite(counts)) or counts.min() < 0 or counts.sum() == 0:
-        rule = "finite counts, none negative, not all zero"
-        raise ConfigError(expected("load", rule, counts.tolist(), where="load_entropy"))
-    if counts.size == 1:
-        return 1.0
-    shares = counts[counts > 0] / counts.sum()
-    return float(abs(np.sum(shares * np.log(shares))) / np.log(counts.size))
+def _positions(handle: Backend, count: int, like: Array) -> Array:
+    """Return 0, 1, ..., count - 1 on the device of `like`, where its backend knows of devices."""
+    context = handle.context(like)
+    return handle.arange(0, count, **({"device": context["device"]} if "device" in context else {}))
