@@ -1,14 +1,17 @@
 """Torch functions and modules for custom models; also what the PEFT method is built from."""
 
 from tucka.backends.torch.functional import mix_cores, tucker_adapt, tucker_adapt_gated
+from tucka.backends.torch.householder import HouseholderAdapter, householder_adapt
 from tucka.backends.torch.modules import TuckerAdapter
 from tucka.backends.torch.routing import Router
 from tucka.backends.torch.scope import RoutingScope, routing_scope
 
 __all__ = [
+    "HouseholderAdapter",
     "Router",
     "RoutingScope",
     "TuckerAdapter",
+    "householder_adapt",
     "mix_cores",
     "routing_scope",
     "tucker_adapt",

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["align_gates", "fitting_mask", "prompt_mask"]
+__all__ = ["align_gates", "count_groups", "fitting_mask", "mean_over_tokens", "prompt_mask"]
 
 
-def fitting_mask(mask: Any, x: Tensor) -> Tensor | None:
+def fitting_mask(mask: Any, x: Tensor, *, continues: bool = False) -> Tensor | None:
     """Return the part of an attention mask that is about the tokens of `x`.
 
     Parameters
     ----------
     mask : Tensor, shape (B, S'), or anything else
-        With a cache S' covers earlier tokens too; the last ones are those of `x`.
+        With a filled cache S' covers earlier tokens too; the last ones are those of `x`.
     x : Tensor, shape (B, S, d)
         The input that is routed on.
+    continues : bool
+        Whether there is a filled cache; without one a longer mask is about something else.
 
     Returns
     -------
@@ -27,14 +30,16 @@ def fitting_mask(mask: Any, x: Tensor) -> Tensor | None:
 
     Examples
     --------
-    >>> fitting_mask(torch.tensor([[0, 1, 1]]), torch.zeros(1, 2, 4))
+    >>> fitting_mask(torch.tensor([[0, 1, 1]]), torch.zeros(1, 2, 4), continues=True)
     tensor([[1, 1]])
+    >>> fitting_mask(torch.tensor([[0, 1, 1]]), torch.zeros(1, 2, 4)) is None
+    True
     """
     if not isinstance(mask, Tensor) or mask.ndim != 2 or x.ndim != 3 or mask.shape[0] != x.shape[0]:
         return None
-    if mask.shape[1] > x.shape[1]:
+    if continues and mask.shape[1] > x.shape[1]:
         mask = mask[:, mask.shape[1] - x.shape[1] :]
-    return mask if mask.shape[1] == x.shape[1] else None
+    return mask.to(x.device) if mask.shape[1] == x.shape[1] else None
 
 
 def prompt_mask(mask: Tensor | None, labels: Tensor, x: Tensor) -> Tensor | None:
@@ -73,7 +78,7 @@ def align_gates(gates: Tensor, x: Tensor, mask: Tensor | None) -> Tensor | None:
 
     Parameters
     ----------
-    gates : Tensor, shape (k, t), (B, k, t) or (B, S, k, t)
+    gates : Tensor, shape (k, t), (B, k, t) or (B, S, ..., k, t)
         The route.
     x : Tensor, shape (..., d)
         The input of the layer that asks.
@@ -84,8 +89,9 @@ def align_gates(gates: Tensor, x: Tensor, mask: Tensor | None) -> Tensor | None:
     -------
     Tensor, shape (..., k, t), or None
         Aligned with `x` from the left; None if the rows cannot be matched. A sample's gates are repeated for inputs
-        that have several rows for each sample (beams, or tokens laid out in one axis); token gates become their mean
-        over a sample's tokens for inputs without a token axis, or with another one.
+        that have several rows for each sample (beams, or tokens laid out in one axis). Token gates follow their tokens
+        where these are laid out in more or fewer axes; for inputs without a token axis, or with another one, they
+        become their mean over a sample's tokens.
 
     Examples
     --------
@@ -97,18 +103,64 @@ def align_gates(gates: Tensor, x: Tensor, mask: Tensor | None) -> Tensor | None:
     lead, rows = tuple(gates.shape[:-2]), tuple(x.shape[:-1])
     if lead == rows[: len(lead)]:
         return gates
-    if len(lead) > 1 and len(rows) == 1 and rows[0] == lead[0] * lead[1]:
-        return gates.flatten(0, 1)
-    if not rows or rows[0] % lead[0]:
+    if len(lead) > 1 and len(lead) != len(rows) and math.prod(lead) == math.prod(rows):
+        return gates.reshape(*rows, *gates.shape[-2:])
+    if not rows or not lead[0] or rows[0] % lead[0]:
         return None
     if len(lead) > 1:
-        gates = _masked_mean(gates, mask)
+        gates = mean_over_tokens(gates, mask)
     return gates if rows[0] == lead[0] else gates.repeat_interleave(rows[0] // lead[0], dim=0)
 
 
-def _masked_mean(gates: Tensor, mask: Tensor | None) -> Tensor:
-    """Average token gates over each sample's unmasked tokens."""
+def mean_over_tokens(gates: Tensor, mask: Tensor | None) -> Tensor:
+    """Average token gates over each sample's unmasked tokens.
+
+    Parameters
+    ----------
+    gates : Tensor, shape (B, S, ..., k, t)
+        A gate tensor for each token.
+    mask : Tensor, shape (B, S), or None
+        Which tokens count.
+
+    Returns
+    -------
+    Tensor, shape (B, k, t)
+        The means; zero for a sample of which no token counts.
+
+    Examples
+    --------
+    >>> mean_over_tokens(torch.tensor([[[[1.0]], [[3.0]]]]), torch.tensor([[1, 0]]))
+    tensor([[[1.]]])
+    """
     weights = torch.ones(gates.shape[:-2], dtype=gates.dtype, device=gates.device)
     weights = weights if mask is None else (mask != 0).to(gates.dtype)
     total = weights.flatten(1).sum(dim=1).clamp(min=1)
     return (gates * weights[..., None, None]).flatten(1, -3).sum(dim=1) / total[:, None, None]
+
+
+@torch.no_grad()
+def count_groups(gates: Tensor, mask: Tensor | None) -> Tensor:
+    """Count how often each group was chosen, on the device of the gates.
+
+    Parameters
+    ----------
+    gates : Tensor, shape (k, t), (B, k, t) or (B, S, ..., k, t)
+        The route.
+    mask : Tensor, shape (B, S), or None
+        Masked tokens, and samples without any other, do not count.
+
+    Returns
+    -------
+    Tensor, shape (k,)
+        The counts, whole numbers.
+
+    Examples
+    --------
+    >>> count_groups(torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]]), torch.tensor([[1, 1], [0, 0]])).tolist()
+    [1, 0]
+    """
+    chosen = (gates != 0).any(dim=-1)
+    if mask is not None and gates.ndim > 2:
+        counted = mask != 0 if gates.ndim - 2 == mask.ndim else (mask != 0).flatten(1).any(dim=1)
+        chosen = chosen & counted[..., None]
+    return chosen.reshape(-1, chosen.shape[-1]).sum(dim=0)

@@ -1,6 +1,7 @@
 """The adapter's arithmetic as differentiable torch functions: thin products on activations, never a d×d matrix.
 
-Nothing here reads a tensor back to the host, so all of it runs inside CUDA graphs and ``torch.compile``.
+Nothing here reads a tensor back to the host, so all of it runs inside CUDA graphs and ``torch.compile``. All functions
+have second derivatives and forward-mode ones, and work under `torch.func`.
 """
 
 from __future__ import annotations
@@ -8,81 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tucka.errors import ShapeError, expected
+from tucka.backends.torch.checks import Where, check_activations, check_lead, check_parts, check_rank
+from tucka.backends.torch.mixing import expert_weights, mix_checked, mix_cores
+from tucka.backends.torch.thin import add_product, project
 
-__all__ = ["add_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
-
-
-def mix_cores(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
-    r"""Mix all cores by their gates, :math:`\bar G = \sum_{ijq} \gamma_{ij} C_{jq} \mathcal{G}_i[q]`.
-
-    Runs in float32 at least, whatever autocast says: these are k·p·r² numbers, and routing decides by them.
-
-    Parameters
-    ----------
-    cores : Tensor, shape (k, p, r, r)
-        The groups' cores.
-    expert_factor : Tensor, shape (t, p)
-        The factor of the expert mode.
-    gates : Tensor, shape (..., k, t)
-        Any gates.
-
-    Returns
-    -------
-    Tensor, shape (..., r, r)
-        In the widest dtype of the inputs, float32 at least.
-
-    Examples
-    --------
-    >>> mix_cores(torch.ones(2, 1, 3, 3), torch.ones(4, 1), torch.ones(5, 2, 4)).shape
-    torch.Size([5, 3, 3])
-    """
-    groups, ranks, rank, _ = cores.shape
-    weights = expert_weights(expert_factor, gates)
-    with torch.autocast(cores.device.type, enabled=False):
-        mixed = weights.reshape(-1, groups * ranks) @ _wide(cores, weights.dtype).reshape(groups * ranks, rank * rank)
-    return mixed.reshape(*gates.shape[:-2], rank, rank)
-
-
-def expert_weights(expert_factor: Tensor, gates: Tensor) -> Tensor:
-    """Contract gates with the expert factor: the weight of each core slice.
-
-    Parameters
-    ----------
-    expert_factor : Tensor, shape (t, p)
-        The factor of the expert mode.
-    gates : Tensor, shape (..., k, t)
-        Any gates.
-
-    Returns
-    -------
-    Tensor, shape (..., k, p)
-        In float32 at least.
-
-    Examples
-    --------
-    >>> expert_weights(torch.ones(4, 1), torch.ones(2, 4)).shape
-    torch.Size([2, 1])
-    """
-    dtype = torch.promote_types(torch.promote_types(expert_factor.dtype, gates.dtype), torch.float32)
-    with torch.autocast(gates.device.type, enabled=False):
-        return _wide(gates, dtype) @ _wide(expert_factor, dtype)
-
-
-def _wide(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def _check(x: Tensor, basis: Tensor, where: str) -> None:
-    if x.ndim == 0 or basis.ndim != 2 or x.shape[-1] != basis.shape[0]:
-        rule = f"axes (..., d) with d = {basis.shape[0]} to match basis {tuple(basis.shape)}"
-        raise ShapeError(expected("x", rule, f"shape {tuple(x.shape)}", where=where))
-
-
-def _check_lead(name: str, lead: tuple[int, ...], x: Tensor, where: str) -> None:
-    if lead != tuple(x.shape[:-1])[: len(lead)]:
-        rule = f"leading axes that are the first of x's {tuple(x.shape[:-1])}"
-        raise ShapeError(expected(name, rule, f"leading axes {lead}", where=where))
+__all__ = ["add_gated_update", "add_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
 
 
 def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float = 1.0) -> Tensor:
@@ -121,7 +52,9 @@ def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float =
     return add_update(x, x, basis, mixed_core, alpha=alpha)
 
 
-def add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float = 1.0) -> Tensor:
+def add_update(
+    base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float = 1.0, where: Where = "tucker_adapt"
+) -> Tensor:
     r"""Add one adapter's update of `x` to `base`, so that the updates of several adapters add up.
 
     Parameters
@@ -136,6 +69,8 @@ def add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, al
         Ḡ, aligned as in `tucker_adapt`.
     alpha : float
         The scale of the update.
+    where : str or callable
+        Who asks, for messages.
 
     Returns
     -------
@@ -152,29 +87,27 @@ def add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, al
     >>> add_update(torch.zeros(1, 2), torch.ones(1, 2), torch.eye(2), torch.eye(2))
     tensor([[1., 1.]])
     """
-    where = "tucker_adapt"
-    _check(x, basis, where)
+    check_activations(x, basis, where)
     rank = basis.shape[1]
-    if mixed_core.ndim < 2 or mixed_core.shape[-2:] != (rank, rank):
-        rule = f"axes (..., r, r) with r = {rank} to match basis {tuple(basis.shape)}"
-        raise ShapeError(expected("mixed_core", rule, f"shape {tuple(mixed_core.shape)}", where=where))
+    check_rank("mixed_core", mixed_core, basis, where)
     lead = tuple(mixed_core.shape[:-2])
-    _check_lead("mixed_core", lead, x, where)
-    basis, mixed_core = basis.to(x.dtype), mixed_core.to(x.dtype)
-    rows = x.reshape(-1, x.shape[-1])
-    inner = rows @ basis
+    check_lead("mixed_core", lead, x, where)
+    inner, rows = project(x, basis)
+    # Scaled here, where there are r² numbers and not N·r or N·d.
+    core = (mixed_core if alpha == 1 else alpha * mixed_core).to(inner.dtype)
     if lead:
-        sets = mixed_core.reshape(-1, rank, rank)
+        sets = core.reshape(-1, rank, rank)
         inner = torch.bmm(inner.reshape(sets.shape[0], -1 if x.numel() else 0, rank), sets).reshape(-1, rank)
     else:
-        inner = inner @ mixed_core
-    return _finish(base, inner, basis, alpha)
+        inner = inner @ core
+    return _finish(base, x, rows, inner, basis)
 
 
-def _finish(base: Tensor, inner: Tensor, basis: Tensor, alpha: float) -> Tensor:
-    """Return ``base + alpha * inner Uᵀ``: one kernel, which keeps neither `base` nor the result for backward."""
-    rows = base.reshape(-1, base.shape[-1])
-    return torch.addmm(rows, inner, basis.t(), alpha=alpha).reshape(base.shape)
+def _finish(base: Tensor, x: Tensor, rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
+    """Return ``base + inner Uᵀ``, where `rows` is what `project` made of `x`."""
+    if base is not x:
+        rows = base.reshape(rows.shape).to(rows.dtype)
+    return add_product(rows, inner, basis).reshape(base.shape)
 
 
 def tucker_adapt_gated(
@@ -224,7 +157,15 @@ def tucker_adapt_gated(
 
 
 def add_gated_update(
-    base: Tensor, x: Tensor, basis: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float = 1.0
+    base: Tensor,
+    x: Tensor,
+    basis: Tensor,
+    cores: Tensor,
+    expert_factor: Tensor,
+    gates: Tensor,
+    *,
+    alpha: float = 1.0,
+    where: Where = "tucker_adapt_gated",
 ) -> Tensor:
     """Add one adapter's gated update of `x` to `base`.
 
@@ -236,6 +177,8 @@ def add_gated_update(
         As in `tucker_adapt_gated`.
     alpha : float
         The scale of the update.
+    where : str or callable
+        Who asks, for messages.
 
     Returns
     -------
@@ -253,19 +196,18 @@ def add_gated_update(
     >>> add_gated_update(base, x, basis, cores, torch.ones(1, 1), torch.tensor([[[0.5]]]))
     tensor([[0.5000, 0.5000]])
     """
-    where = "tucker_adapt_gated"
-    _check(x, basis, where)
-    if gates.ndim < 2 or gates.shape[-2:] != (cores.shape[0], expert_factor.shape[0]):
-        rule = f"axes (..., k, t) with (k, t) = {(cores.shape[0], expert_factor.shape[0])}"
-        raise ShapeError(expected("gates", rule, f"shape {tuple(gates.shape)}", where=where))
-    lead = tuple(gates.shape[:-2])
-    _check_lead("gates", lead, x, where)
-    if len(lead) < x.ndim - 1 or not lead:
-        return add_update(base, x, basis, mix_cores(cores, expert_factor, gates), alpha=alpha)
-    basis = basis.to(x.dtype)
+    check_activations(x, basis, where)
+    check_parts(cores, expert_factor, gates, where)
     rank = basis.shape[1]
-    inner = x.reshape(-1, x.shape[-1]) @ basis
-    weights = expert_weights(expert_factor, gates).flatten(-2).to(inner.dtype)
-    slices = weights.shape[-1]
-    spread = (weights.reshape(-1, slices, 1) * inner[:, None, :]).reshape(-1, slices * rank)
-    return _finish(base, spread @ cores.to(x.dtype).reshape(slices * rank, rank), basis, alpha)
+    check_rank("cores", cores, basis, where)
+    lead = tuple(gates.shape[:-2])
+    check_lead("gates", lead, x, where)
+    if len(lead) < x.ndim - 1 or not lead:
+        return add_update(base, x, basis, mix_checked(cores, expert_factor, gates), alpha=alpha, where=where)
+    inner, rows = project(x, basis)
+    stacked = cores.to(inner.dtype).reshape(-1, rank)
+    slices = cores.shape[0] * cores.shape[1]
+    weights = expert_weights(expert_factor, gates)
+    weights = (weights if alpha == 1 else alpha * weights).to(inner.dtype).reshape(-1, slices, 1)
+    spread = (weights * inner[:, None, :]).reshape(-1, slices * rank)
+    return _finish(base, x, rows, spread @ stacked, basis)

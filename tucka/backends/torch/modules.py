@@ -7,57 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.channels import channel_axis, from_rows, to_rows
+from tucka.backends.torch.checks import Where, named
 from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.widths import width_of
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import TuckerSpec, check_count
 
-__all__ = ["ExpertParts", "TuckerAdapter", "width_of"]
-
-
-def width_of(layer: nn.Module, where: str) -> int:
-    """Return the size of the axis that an adapter of `layer` works on.
-
-    Parameters
-    ----------
-    layer : Module
-        A linear layer, Hugging Face's Conv1D, a convolution, or anything with ``in_features``.
-    where : str
-        The layer's name, for the message.
-
-    Returns
-    -------
-    int
-        Width of its input.
-
-    Raises
-    ------
-    ConfigError
-        If it does not tell, or cannot be adapted.
-
-    Examples
-    --------
-    >>> width_of(nn.Linear(3, 5), "example")
-    3
-    """
-    if isinstance(layer, nn.MultiheadAttention):
-        cure = "Target its out_proj, or a model with separate q, k, v projections"
-        raise ConfigError(
-            expected(
-                "base_layer", "a layer that is called with one input", "MultiheadAttention", where=where, cure=cure
-            )
-        )
-    if isinstance(layer, nn.modules.conv._ConvNd):
-        if layer.groups != 1:
-            rule = "a convolution with groups=1, since the adapter mixes all channels"
-            raise ConfigError(expected("base_layer", rule, f"groups={layer.groups}", where=where))
-        return int(layer.in_channels)
-    width = getattr(layer, "in_features", None)
-    if width is None and type(layer).__name__ == "Conv1D":  # Hugging Face's: weight (in, out)
-        width = layer.weight.shape[0]  # type: ignore[index]
-    if not isinstance(width, int):
-        rule = "a layer with in_features, a Conv1D or a convolution"
-        raise ConfigError(expected("base_layer", rule, type(layer).__name__, where=where, cure="Pass in_features"))
-    return width
+__all__ = ["ExpertParts", "TuckerAdapter", "adapt_input", "width_of"]
 
 
 class ExpertParts(nn.Module):
@@ -148,7 +105,7 @@ class ExpertParts(nn.Module):
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
-    def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+    def forward(self, base: Tensor, x: Tensor, gates: Tensor, *, where: Where = "ExpertParts") -> Tensor:
         """Add the gated update of `x` to `base`.
 
         Parameters
@@ -157,6 +114,8 @@ class ExpertParts(nn.Module):
             What is added to, and the activations.
         gates : Tensor, shape (..., k, t)
             Aligned with `x` from the left.
+        where : str or callable
+            Who asks, for messages.
 
         Returns
         -------
@@ -164,7 +123,7 @@ class ExpertParts(nn.Module):
             ``base + alpha * ((x U) Ḡ) Uᵀ``.
         """
         cores, expert_factor, basis = self.factors()
-        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
+        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha, where=where)
 
 
 class TuckerAdapter(nn.Module):
@@ -194,17 +153,33 @@ class TuckerAdapter(nn.Module):
 
     Examples
     --------
-    >>> spec = TuckerSpec(rank=2, routing="sample")
-    >>> adapter = TuckerAdapter(nn.Linear(4, 3), spec)
-    >>> adapter(torch.randn(5, 4), gates=torch.ones(5, 2, 2)).shape
-    torch.Size([5, 3])
+    A mixture network of two adapted layers behind one router, which starts equal to the two layers alone:
+
+    >>> from tucka.backends.torch import Router
+    >>> class Mixture(nn.Module):
+    ...     def __init__(self, spec):
+    ...         super().__init__()
+    ...         self.router = Router(spec, in_features=4)
+    ...         self.up = TuckerAdapter(nn.Linear(4, 8).requires_grad_(False), spec)
+    ...         self.down = TuckerAdapter(nn.Linear(8, 3).requires_grad_(False), spec)
+    ...
+    ...     def forward(self, x):
+    ...         gates = self.router(x)
+    ...         return self.down(torch.relu(self.up(x, gates)), gates)
+    >>> for routing in ("batch", "sample", "token"):
+    ...     mixture = Mixture(TuckerSpec(rank=2, groups=3, routing=routing))
+    ...     x = torch.randn(5, 6, 4)
+    ...     print(routing, tuple(mixture.router(x).shape), tuple(mixture(x).shape))
+    batch (3, 2) (5, 6, 3)
+    sample (5, 3, 2) (5, 6, 3)
+    token (5, 6, 3, 2) (5, 6, 3)
     """
 
     def __init__(
         self, base_layer: nn.Module, spec: TuckerSpec, *, in_features: int | None = None, init_weights: bool = True
     ) -> None:
         super().__init__()
-        width = width_of(base_layer, "TuckerAdapter") if in_features is None else in_features
+        width = width_of(base_layer, "TuckerAdapter", in_features)
         self.base_layer = base_layer
         self.parts = ExpertParts(spec, width, init_weights=init_weights)
         self.spec = spec
@@ -231,10 +206,16 @@ class TuckerAdapter(nn.Module):
         ShapeError
             If the shapes do not fit.
         """
-        return self.base_layer(adapt_input(self.base_layer, x, [(self.parts, gates)]), *args, **kwargs)
+        adapted = adapt_input(self.base_layer, x, [(self.parts, gates)], where=self._describe)
+        return self.base_layer(adapted, *args, **kwargs)
+
+    def _describe(self) -> str:
+        return f"TuckerAdapter around {self.base_layer!r}"
 
 
-def adapt_input(layer: nn.Module, x: Tensor, active: list[tuple[ExpertParts, Tensor]]) -> Tensor:
+def adapt_input(
+    layer: nn.Module, x: Tensor, active: list[tuple[ExpertParts, Tensor]], *, where: Where = "adapt_input"
+) -> Tensor:
     """Add the updates of all active adapters to a layer's input.
 
     Parameters
@@ -245,6 +226,8 @@ def adapt_input(layer: nn.Module, x: Tensor, active: list[tuple[ExpertParts, Ten
         The layer's input.
     active : list of (ExpertParts, Tensor)
         Parts and gates of each adapter.
+    where : str or callable
+        The layer's name, or what finds it, for messages.
 
     Returns
     -------
@@ -257,6 +240,8 @@ def adapt_input(layer: nn.Module, x: Tensor, active: list[tuple[ExpertParts, Ten
         If gates per token are given to a convolution.
     ShapeError
         If the shapes do not fit.
+    TuckaError
+        If `x` is not real floating-point, or on another device than the adapters.
 
     Examples
     --------
@@ -267,12 +252,11 @@ def adapt_input(layer: nn.Module, x: Tensor, active: list[tuple[ExpertParts, Ten
     """
     if not active:
         return x
-    is_convolution = isinstance(layer, nn.modules.conv._ConvNd)
-    if is_convolution:
-        if any(gates.ndim > 3 for _, gates in active):
-            raise RouteError(expected("gates", "batch or sample routing for a convolution", "token routing"))
-        x = x.movedim(1, -1)
-    result = x
+    if channel_axis(layer) != -1 and any(gates.ndim > 3 for _, gates in active):
+        rule = "batch or sample routing for a convolution"
+        raise RouteError(expected("gates", rule, "token routing", where=named(where)))
+    rows = to_rows(layer, x)
+    result = rows
     for parts, gates in active:
-        result = parts(result, x, gates)
-    return result.movedim(-1, 1) if is_convolution else result
+        result = parts(result, rows, gates, where=where)
+    return from_rows(layer, result, x)

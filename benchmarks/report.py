@@ -1,0 +1,96 @@
+"""Make the table and the figure of the adapters' benchmark from its result files, and only from them.
+
+python benchmarks/report.py benchmarks/results/stack-cpu-float32.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+BASE, PEER = "frozen", "PEFT LoRA"
+
+
+def _ratios(methods: dict[str, Any], kind: str, clock: str) -> dict[str, float]:
+    """Divide each method's overhead over the frozen model by LoRA's."""
+    key = f"{clock}_overhead_ms"
+    return {name: values[kind][key] / methods[PEER][kind][key] for name, values in methods.items() if name != BASE}
+
+
+def table(report: dict[str, Any], clock: str) -> str:
+    """Write the Markdown table of one result file."""
+    methods, options = report["methods"], report["options"]
+    depth = options["depth"]
+    training, inference = (_ratios(methods, kind, clock) for kind in ("training", "inference"))
+    base = methods[BASE]
+    head = ["method", "training step, ms", "overhead / LoRA's", "inference overhead / LoRA's", "kept, MiB"]
+    head += ["kept beyond frozen / LoRA's", "Mmult-adds beyond frozen", "operators beyond frozen, per block"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, values in methods.items():
+        extra = (values["kept_bytes"] - base["kept_bytes"]) / (methods[PEER]["kept_bytes"] - base["kept_bytes"])
+        row = [
+            name,
+            f"{values['training'][f'{clock}_ms']:.1f}",
+            f"{training[name]:.2f}" if name != BASE else "",
+            f"{inference[name]:.2f}" if name != BASE else "",
+            f"{values['kept_bytes'] / 2**20:.1f}",
+            f"{extra:.3f}" if name != BASE else "",
+            f"{(values['multiply_adds'] - base['multiply_adds']) / 1e6:.1f}",
+            f"{(values['operators'] - base['operators']) / depth:.0f}",
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def caption(report: dict[str, Any], clock: str) -> str:
+    """Say in one line what was measured, where and with what."""
+    options, versions = report["options"], report["versions"]
+    shape = f"{options['samples']}×{options['tokens']} tokens, d = {options['width']}, rank {options['rank']}"
+    libraries = f"torch {versions['torch']}, peft {versions['peft']}"
+    model = f"{options['model']}, depth {options['depth']}, {options['dtype']}"
+    where = f"{report['device']}, {options['threads']} threads, {clock} clock, medians of {options['rounds']} rounds"
+    return f"{model}; {shape}; {where}; {libraries}; seed {options['seed']}, commit {(report['commit'] or '?')[:10]}"
+
+
+def figure(report: dict[str, Any], clock: str, path: Path) -> None:
+    """Draw overheads of a training step and of inference, as bars on one logarithmic axis."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    methods = [name for name in report["methods"] if name != BASE]
+    fig, axes = plt.subplots(1, 2, figsize=(9, 0.36 * len(methods) + 1.4), sharey=True, layout="constrained")
+    for ax, kind in zip(axes, ("training", "inference"), strict=True):
+        ratios = _ratios(report["methods"], kind, clock)
+        colors = ["#0b6e69" if name.startswith("tucka") else "#9aa5ab" for name in methods]
+        shown = [max(ratios[name], 0.05) for name in methods]
+        ax.barh(methods, shown, color=colors)
+        for row, name in enumerate(methods):
+            ax.text(shown[row] * 1.06, row, f"{ratios[name]:.2f}", va="center", fontsize=8)
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set(xscale="log", title="training step" if kind == "training" else kind, xlim=(0.05, 4 * max(shown)))
+        ax.set_xlabel("time beyond the frozen model, ÷ LoRA's")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()
+    fig.savefig(path)
+    plt.close(fig)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
+    options = parser.parse_args()
+    for path in options.results:
+        report = json.loads(path.read_text())
+        text = f"{table(report, options.clock)}\n\n{caption(report, options.clock)}\n"
+        path.with_suffix(".md").write_text(text)
+        figure(report, options.clock, path.with_suffix(".svg"))
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""The two thin products every adapter is made of, ``x U`` and ``y + m Uᵀ``, with backward passes of their own.
+
+Left to automatic differentiation these products cost twice what they need, for two reasons:
+
+- A (d, r) basis lies in memory the wrong way round for a CPU's matrix product, forward and backward. Here it is turned
+  once in each pass, which is d·r numbers, and never kept.
+- The gradient of x has two parts, from the sum and from ``x U``. Here `project` hands x on, so both parts meet in its
+  backward and are added by the product's own kernel, without a further pass over (N, d) numbers.
+
+What is kept is what went in: x as it was given, so that layers which read the same input keep one copy between them,
+also if it is strided or will be cast. A compiler sees the plain products and makes its own choices.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["add_product", "compute_dtype", "project", "without_autocast"]
+
+
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which products run in the dtype of what they multiply.
+
+    Parameters
+    ----------
+    device : str
+        Type of the device.
+
+    Returns
+    -------
+    context manager
+        One that does nothing where autocast is off anyhow: entering torch's costs more than small products do.
+
+    Examples
+    --------
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast("cpu"):
+    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which products of `x` run: autocast's where it is on, else that of `x`.
+
+    Parameters
+    ----------
+    x : Tensor
+        Activations.
+
+    Returns
+    -------
+    torch.dtype
+        Float64 stays float64, as in torch's own products.
+
+    Examples
+    --------
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+    ...     compute_dtype(torch.ones(1)), compute_dtype(torch.ones(1).double())
+    (torch.bfloat16, torch.float64)
+    """
+    if x.dtype != torch.float64 and _has_autocast(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Multiply activations by a thin basis, and hand the activations on.
+
+    Parameters
+    ----------
+    x : Tensor, shape (..., d)
+        Activations; any layout.
+    basis : Tensor, shape (d, r)
+        U.
+
+    Returns
+    -------
+    inner : Tensor, shape (N, r)
+        ``x U``, N being the product of the leading sizes.
+    rows : Tensor, shape (N, d)
+        `x`. Use it where `x` would be added to something made from `inner`: its gradient then costs nothing.
+
+    Examples
+    --------
+    >>> inner, rows = project(torch.ones(2, 3, 4), torch.ones(4, 1))
+    >>> inner.shape, rows.shape
+    (torch.Size([6, 1]), torch.Size([6, 4]))
+    """
+    dtype = compute_dtype(x)
+    if torch.compiler.is_compiling():
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        return rows @ basis.to(dtype), rows
+    inner, rows = _Project.apply(x, basis, dtype)
+    return inner, rows
+
+
+def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
+    """Add a product with a thin basis, ``rows + inner Uᵀ``.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (N, d)
+        What is added to.
+    inner : Tensor, shape (N, r)
+        In the dtype of `rows`.
+    basis : Tensor, shape (d, r)
+        U.
+
+    Returns
+    -------
+    Tensor, shape (N, d)
+        In the dtype of `rows`.
+
+    Examples
+    --------
+    >>> add_product(torch.zeros(1, 2), torch.ones(1, 2), torch.eye(2))
+    tensor([[1., 1.]])
+    """
+    if torch.compiler.is_compiling():
+        return torch.addmm(rows, inner, basis.to(rows.dtype).t())
+    return _AddProduct.apply(rows, inner, basis)  # type: ignore[no-any-return]
+
+
+def _turned(basis: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return Uᵀ (r, d), laid out for thin products: on a CPU they run along rows."""
+    turned = basis.to(dtype).t()
+    return turned.contiguous() if turned.device.type == "cpu" else turned
+
+
+class _Project(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        rows = x.reshape(-1, x.shape[-1]).to(dtype)
+        return rows @ _turned(basis, dtype).t(), rows.view_as(rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+        x, basis, ctx.dtype = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, basis)
+        ctx.save_for_forward(x, basis)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        # Differentiable itself: it reads only inputs, no intermediate, so second derivatives are right.
+        x, basis = ctx.saved_tensors
+        of_inner, of_rows = gradients
+        of_x, of_basis = of_rows, None
+        if of_inner is not None and ctx.needs_input_grad[0]:
+            turned = _turned(basis, ctx.dtype)
+            of_x = of_inner @ turned if of_rows is None else torch.addmm(of_rows, of_inner, turned)
+        if of_inner is not None and ctx.needs_input_grad[1]:
+            rows = x.reshape(-1, x.shape[-1]).to(ctx.dtype)
+            of_basis = (of_inner.t() @ rows).t().to(basis.dtype)
+        return of_x if of_x is None else of_x.reshape(x.shape).to(x.dtype), of_basis, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, basis = (saved.to(ctx.dtype) for saved in ctx.saved_tensors)
+        of_x, of_basis = (None if tangent is None else tangent.to(ctx.dtype) for tangent in tangents[:2])
+        rows = torch.zeros_like(x) if of_x is None else of_x
+        rows, x = rows.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1])
+        inner = rows @ basis
+        return inner if of_basis is None else inner + x @ of_basis, rows.view_as(rows)
+
+
+class _AddProduct(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
+        return torch.addmm(rows, inner, _turned(basis, rows.dtype))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
+        _, inner, basis = inputs
+        ctx.save_for_backward(inner, basis)
+        ctx.save_for_forward(inner, basis)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inner, basis = ctx.saved_tensors
+        (gradient,) = gradients
+        of_inner = of_basis = None
+        if ctx.needs_input_grad[1]:
+            of_inner = gradient @ _turned(basis, gradient.dtype).t()
+        if ctx.needs_input_grad[2]:
+            of_basis = (inner.t() @ gradient).t().to(basis.dtype)
+        return gradient, of_inner, of_basis
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        inner, basis = ctx.saved_tensors
+        of_rows, of_inner, of_basis = tangents
+        result = torch.zeros(inner.shape[0], basis.shape[0], dtype=inner.dtype, device=inner.device)
+        result = result if of_rows is None else result + of_rows
+        result = result if of_inner is None else torch.addmm(result, of_inner, basis.to(inner.dtype).t())
+        return result if of_basis is None else torch.addmm(result, inner, of_basis.to(inner.dtype).t())
