@@ -1,19 +1,17 @@
 """TuckA as a PEFT method. Importing this module registers it; loading a saved adapter needs that first."""
 
+from tucka.peft.adapters import AdaptedModule, adapted_modules
 from tucka.peft.callbacks import RouterCallback
 from tucka.peft.config import TuckAConfig
+from tucka.peft.export import export_lora
+from tucka.peft.hra import accelerate_hra, restore_hra
 from tucka.peft.layer import TuckALayer
+from tucka.peft.loading import load_adapter
 from tucka.peft.model import TuckAModel
+from tucka.peft.official import load_official_checkpoint
+from tucka.peft.pinning import pin_route, unpin_route
 from tucka.peft.registration import register
-from tucka.peft.routes import (
-    AdaptedModule,
-    adapted_modules,
-    expert_load,
-    initialize_router,
-    last_route,
-    pin_route,
-    unpin_route,
-)
+from tucka.peft.routes import expert_load, initialize_router, last_route
 
 __all__ = [
     "AdaptedModule",
@@ -21,11 +19,16 @@ __all__ = [
     "TuckAConfig",
     "TuckALayer",
     "TuckAModel",
+    "accelerate_hra",
     "adapted_modules",
     "expert_load",
+    "export_lora",
     "initialize_router",
     "last_route",
+    "load_adapter",
+    "load_official_checkpoint",
     "pin_route",
+    "restore_hra",
     "unpin_route",
 ]
 

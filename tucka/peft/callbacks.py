@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback
 
 from tucka.backends.torch.scope import scope_of
-from tucka.core.routing import load_entropy
+from tucka.core.load import load_entropy
+from tucka.peft.adapters import layers_of
 from tucka.peft.routes import initialize_router
 
 __all__ = ["RouterCallback"]
@@ -24,7 +20,9 @@ class RouterCallback(TrainerCallback):
 
     At each log of the Trainer, for each routed adapter, ``tucka/load_entropy`` (1 = perfectly balanced) and
     ``tucka/share_i`` of each group i are added: of the routings since the log before. With several adapters the
-    adapter's name stands before the metric's.
+    adapter's name stands before the metric's. They are in the Trainer's ``state.log_history``, and in the logs that
+    callbacks see which come later. Reporters (TensorBoard and others) come before the callbacks that users pass, so
+    put this one before them with `install`.
 
     Parameters
     ----------
@@ -43,8 +41,21 @@ class RouterCallback(TrainerCallback):
         self.progress = progress
         self._seen: dict[str, torch.Tensor] = {}
 
+    def install(self, trainer: Any) -> None:
+        """Put this callback before all others of a trainer, so that its reporters get the metrics too.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            May have this callback already.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if self in callbacks:
+            callbacks.remove(self)
+        callbacks.insert(0, self)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Initialise each router that no data has initialised yet.
+        """Initialise each active router that no data has initialised yet.
 
         Parameters
         ----------
@@ -54,15 +65,20 @@ class RouterCallback(TrainerCallback):
             Has ``model`` and ``train_dataloader``.
         """
         model, loader = kwargs["model"], kwargs.get("train_dataloader")
+        # Accelerate's loaders keep books about being iterated; the one inside is torch's.
+        loader = getattr(loader, "base_dataloader", loader)
         scope = scope_of(model)
         self._seen = {}
-        for name in list(scope.owners):
+        active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
+        for name in scope.owners:
             router = scope.router(name)
             waits = router is not None and name not in scope.pinned and not bool(router.is_initialized)
-            if waits and loader is not None and self.max_batches:
-                with _untouched_randomness():
-                    batches = itertools.islice(loader, self.max_batches)
-                    initialize_router(model, batches, adapter_name=name, progress=self.progress)
+            if waits and name in active and loader is not None and self.max_batches:
+                initialize_router(
+                    model, loader, adapter_name=name, max_batches=self.max_batches, progress=self.progress
+                )
+        # What was counted before is not of this training.
+        self._seen = {name: total.clone() for name, total in scope.load.items()}
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Add the load since the last log to this one.
@@ -79,9 +95,11 @@ class RouterCallback(TrainerCallback):
         metrics: dict[str, float] = {}
         loads = scope_of(kwargs["model"]).load
         for name, total in loads.items():
-            load = total - self._seen.get(name, torch.zeros_like(total))
+            seen = self._seen.get(name, torch.zeros_like(total)).to(total.device)
+            # Fewer than before: somebody has reset the counts meanwhile.
+            load = total if bool((total < seen).any()) else total - seen
             self._seen[name] = total.clone()
-            if float(load.sum()) <= 0:
+            if int(load.sum()) == 0:
                 continue
             prefix = "tucka/" if len(loads) == 1 else f"tucka/{name}/"
             metrics[f"{prefix}load_entropy"] = load_entropy(load)
@@ -89,15 +107,3 @@ class RouterCallback(TrainerCallback):
         for entries in (logs, state.log_history[-1] if state.log_history else None):
             if entries is not None:
                 entries.update(metrics)
-
-
-@contextmanager
-def _untouched_randomness() -> Iterator[None]:
-    """Put all random states back, so that looking at the data does not change the training that follows."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

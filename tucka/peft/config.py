@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 from peft.config import PeftConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
-from tucka.errors import ConfigError, expected
+from tucka.errors import CheckpointError, ConfigError, expected
+from tucka.peft.files import FORMAT_VERSION, read_entries, read_tensors
 from tucka.peft.registration import add_peft_type
 from tucka.spec import TuckerSpec, check_choice, check_count, check_finite
 
-__all__ = ["FORMAT_VERSION", "TuckAConfig"]
-
-FORMAT_VERSION = 1
+__all__ = ["TuckAConfig"]
 
 
 @dataclass
@@ -45,8 +46,11 @@ class TuckAConfig(PeftConfig):
         ``"frobenius"`` divides the factors by their norms, as the authors' code does.
     pinned_gates : list of list of float, optional
         Fixed gates (k, t). The adapter then has no router and can be merged.
-    route_tokens : {"all", "prompt"}
-        Which tokens the routing feature averages. ``"prompt"`` stops before the first label that counts.
+    keeps_router : bool
+        Whether an adapter with pinned gates has its router too, frozen, as `pin_route` leaves it.
+    route_tokens : {"all", "prompt", "padded"}
+        Which tokens the routing feature averages. ``"prompt"`` stops before the first label that counts; ``"padded"``
+        counts padding too, as the authors' code does.
     router_module : str, optional
         Name, or ending of the name, of the adapted layer whose input is routed on; the first one that runs if None.
     router_seed : int
@@ -94,7 +98,8 @@ class TuckAConfig(PeftConfig):
     gate_norm: bool = field(default=True, metadata={"help": "Whether a group's gates sum to one."})
     factor_norm: str | None = field(default=None, metadata={"help": "'frobenius' for the authors' variant."})
     pinned_gates: list[list[float]] | None = field(default=None, metadata={"help": "A fixed route (k, t)."})
-    route_tokens: str = field(default="all", metadata={"help": "'all' or 'prompt'."})
+    keeps_router: bool = field(default=False, metadata={"help": "Whether a pinned adapter has its router too."})
+    route_tokens: str = field(default="all", metadata={"help": "'all', 'prompt' or 'padded'."})
     router_module: str | None = field(default=None, metadata={"help": "The layer whose input is routed on."})
     router_seed: int = field(default=0, metadata={"help": "Seed of the router's start."})
     sync_routing: bool = field(default=True, metadata={"help": "One common decision of data-parallel ranks."})
@@ -113,7 +118,7 @@ class TuckAConfig(PeftConfig):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
         self.spec  # noqa: B018 - validates the sizes
-        check_choice("route_tokens", self.route_tokens, ("all", "prompt"), where="TuckAConfig")
+        check_choice("route_tokens", self.route_tokens, ("all", "prompt", "padded"), where="TuckAConfig")
         check_choice("bias", self.bias, ("none", "all", "tucka_only"), where="TuckAConfig")
         check_count("router_seed", self.router_seed, least=0, where="TuckAConfig")
         self._check_layers()
@@ -142,6 +147,65 @@ class TuckAConfig(PeftConfig):
             rule = f"{self.k} lists of {self.t} numbers (k, t)"
             raise ConfigError(expected("pinned_gates", rule, rows, where="TuckAConfig"))
         self.pinned_gates = [[check_finite("pinned_gates", gate, where="TuckAConfig") for gate in row] for row in rows]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> TuckAConfig:
+        """Read a configuration from a folder that need not be trusted.
+
+        Parameters
+        ----------
+        folder : str or Path
+            Has ``adapter_config.json``.
+
+        Returns
+        -------
+        TuckAConfig
+            The configuration.
+
+        Raises
+        ------
+        CheckpointError
+            If it is missing, unreadable, of another method or format version, or holds impossible values.
+        """
+        entries = read_entries(folder)
+        try:
+            return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(expected("config", "possible values", str(error), where=str(folder))) from error
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs: Any
+    ) -> TuckAConfig:
+        """Load a configuration as PEFT does; where it is in a local folder, check it and the tensors beside it first.
+
+        PEFT calls this before it changes a model, so a damaged adapter leaves the model as it was.
+
+        Parameters
+        ----------
+        pretrained_model_name_or_path : str or Path
+            A folder, or a repository of the Hub.
+        subfolder : str, optional
+            Of that.
+        **kwargs : object
+            PEFT's further arguments.
+
+        Returns
+        -------
+        TuckAConfig
+            The configuration.
+
+        Raises
+        ------
+        CheckpointError
+            If a local file is damaged, of another method or an unknown format version, or holds NaN.
+        """
+        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        if (folder / CONFIG_NAME).is_file():
+            cls.read(folder)
+            if any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+                read_tensors(folder, allow_pickle=True)  # as PEFT: torch's reader runs no code
+        return cast(TuckAConfig, super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs))
 
     @property
     def spec(self) -> TuckerSpec:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from tucka.backends.torch.functional import mix_cores
+from tucka.backends.torch.channels import to_rows
 from tucka.backends.torch.modules import ExpertParts, adapt_input, width_of
 from tucka.backends.torch.routing import Router
 from tucka.backends.torch.scope import RoutingScope
-from tucka.errors import RouteError, TuckaError, expected
 from tucka.peft.config import TuckAConfig
+from tucka.peft.merging import Merging
 
-__all__ = ["TuckALayer"]
+__all__ = ["TuckALayer", "TuckALinear"]
 
 
-class TuckALayer(nn.Module, BaseTunerLayer):
+class TuckALayer(Merging, nn.Module, BaseTunerLayer):
     """A base layer with TuckA adapters, of which the active ones adapt its input.
 
     Parameters
@@ -38,6 +38,8 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         Adapter name to its router, on the one layer that owns it.
     tucka_scope : RoutingScope
         Where the route of the running forward is found.
+    in_decoder : bool
+        Whether the layer is in the decoder of an encoder-decoder.
 
     Raises
     ------
@@ -51,7 +53,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     merged: bool
     get_base_layer: Callable[[], Any]
     set_adapter: Callable[..., None]
-    _move_adapter_to_device_of_base_layer: Callable[[str], None]
+    _get_base_layer_device_and_dtype: Callable[[Any], tuple[torch.device | None, torch.dtype | None]]
 
     adapter_layer_names = ("tucka_experts", "tucka_router")
     other_param_names = ("tucka_merged",)
@@ -60,6 +62,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.tucka_scope = scope
+        self.in_decoder = False
         self.tucka_experts = nn.ModuleDict()
         self.tucka_router = nn.ModuleDict()
         self.tucka_merged: dict[str, tuple[Tensor, Tensor]] = {}
@@ -88,10 +91,47 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         """
         self.tucka_experts[adapter] = ExpertParts(config.spec, self.in_features, init_weights=config.init_weights)
         if owns_router:
-            self.tucka_router[adapter] = Router(config.spec, self.in_features, seed=config.router_seed)
+            padded = config.route_tokens == "padded"
+            self.tucka_router[adapter] = Router(
+                config.spec, self.in_features, seed=config.router_seed, count_padding=padded
+            )
             self.tucka_scope.owners[adapter] = self
         self._move_adapter_to_device_of_base_layer(adapter)
+        self.take_base_dtype(adapter)
         self.set_adapter(self.active_adapters or adapter, inference_mode=config.inference_mode)
+        if owns_router and config.pinned_gates is not None:
+            self.frozen_peft_weight_names[adapter] = ("tucka_router",)
+            self.tucka_router[adapter].requires_grad_(False)
+
+    def take_base_dtype(self, adapter: str) -> None:
+        """Cast an adapter to the dtype of the base layer, if that computes in floating point.
+
+        Parameters
+        ----------
+        adapter : str
+            Its name.
+        """
+        dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
+        parts = [container[adapter] for container in (self.tucka_experts, self.tucka_router) if adapter in container]
+        if dtype is not None and dtype.is_floating_point:
+            for part in parts:
+                if not any(parameter.is_meta for parameter in part.parameters()):
+                    part.to(dtype)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move an adapter, but leave its dtype: PEFT calls this after loading too, when a cast would round values."""
+        target = self._base_device() if device is None else device
+        for container in (self.tucka_experts, self.tucka_router):
+            is_here = adapter_name in container and target is not None
+            if is_here and not any(parameter.is_meta for parameter in container[adapter_name].parameters()):
+                container[adapter_name].to(target)
+
+    def _base_device(self) -> torch.device | None:
+        """Find where the base layer is: a quantised one may have its numbers under any name."""
+        base = self.get_base_layer()
+        known = self._get_base_layer_device_and_dtype(base)[0]
+        tensors = itertools.chain(base.parameters(), base.buffers())
+        return next((tensor.device for tensor in tensors), None) if known is None else known
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter and every trace of it.
@@ -102,6 +142,20 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             Its name.
         """
         super().delete_adapter(adapter_name)
+        self.tucka_scope.forget(adapter_name)
+
+    def drop(self, adapter_name: str) -> None:
+        """Remove an adapter that is about to be made anew: which adapters are active stays as it is.
+
+        Parameters
+        ----------
+        adapter_name : str
+            Its name.
+        """
+        del self.tucka_experts[adapter_name]
+        if adapter_name in self.tucka_router:
+            del self.tucka_router[adapter_name]
+        self.frozen_peft_weight_names.pop(adapter_name, None)
         self.tucka_scope.forget(adapter_name)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -127,7 +181,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         if not self.disable_adapters and not self.merged:
-            x = adapt_input(self.get_base_layer(), x, self._active(x))
+            x = adapt_input(self.get_base_layer(), x, self._active(x), where=self._path)
         return self.base_layer(x, *args, **kwargs)
 
     def _active(self, x: Tensor) -> list[tuple[ExpertParts, Tensor]]:
@@ -135,8 +189,11 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         names = [name for name in self.active_adapters if name in self.tucka_experts]
         if not names:
             return []
-        rows = x.movedim(1, -1) if isinstance(self.get_base_layer(), nn.modules.conv._ConvNd) else x
+        rows = to_rows(self.get_base_layer(), x)
         return [(self.experts(name), self.tucka_scope.gates(name, self, rows)) for name in names]
+
+    def _path(self) -> str:
+        return self.tucka_scope.path(self)
 
     def experts(self, adapter: str) -> ExpertParts:
         """Return the trainable parts of one adapter.
@@ -153,103 +210,10 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         """
         return cast(ExpertParts, self.tucka_experts[adapter])
 
-    # Merging
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        r"""Write pinned adapters into the base weight, :math:`W' = (I + \sum_a \alpha_a U_a \bar G_a U_a^\top)\, W`.
-
-        Parameters
-        ----------
-        safe_merge : bool
-            Whether to look for NaN and infinity before anything is written.
-        adapter_names : list of str, optional
-            Which; the active ones if None.
-
-        Raises
-        ------
-        RouteError
-            If an adapter is not pinned: its update depends on the input, so no weight equals it.
-        TuckaError
-            If the weight is quantised.
-        ValueError
-            If `safe_merge` finds a number that is not finite.
-
-        References
-        ----------
-        .. [1] arXiv:2511.06859, Eq. (4).
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.tucka_experts]
-        weight = self._mergeable_weight(names)
-        for name in names:
-            left, right = self._weight_update(name, weight)
-            update = self._from_rows((left @ right).to(weight.dtype))
-            if safe_merge and not torch.isfinite(weight.data + update).all():
-                # PEFT's own sentence: its users look for it.
-                msg = f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
-                raise ValueError(msg)
-            weight.data += update
-            self.tucka_merged[name] = (left, right)
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Take all merged adapters out of the base weight again."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        weight = self.get_base_layer().weight
-        while self.merged_adapters:
-            left, right = self.tucka_merged.pop(self.merged_adapters.pop())
-            weight.data -= self._from_rows((left @ right).to(weight.dtype))
-
-    def _mergeable_weight(self, names: list[str]) -> Tensor:
-        for name in names:
-            if name not in self.tucka_scope.pinned:
-                rule = f"adapter {name!r} pinned, since the update of a routed one depends on the input"
-                cure = "Pin it with tucka.peft.pin_route(model, ...) or set pinned_gates in its configuration"
-                raise RouteError(
-                    expected("merge", rule, "a routed adapter", where=self.tucka_scope.path(self), cure=cure)
-                )
-        weight = getattr(self.get_base_layer(), "weight", None)
-        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-            kind = type(self.get_base_layer()).__name__
-            cure = "Load the base in full precision to merge, or use tucka.peft.export_lora"
-            raise TuckaError(
-                expected("merge", "a base weight in floating point", kind, where=self.tucka_scope.path(self), cure=cure)
-            )
-        return weight
-
-    @torch.no_grad()
-    def _weight_update(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return thin factors of the update of the original weight, rows being outputs: α (W U) Ḡᵀ and Uᵀ."""
-        parts = self.experts(name)
-        cores, expert_factor, basis = parts.factors()
-        mixed = mix_cores(cores, expert_factor, self.tucka_scope.pinned[name].to(cores.device))
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        basis, mixed = basis.to(dtype), mixed.to(dtype)
-        rows = self._to_rows(weight.data).to(dtype)
-        reduced = rows @ basis
-        for left, right in self.tucka_merged.values():  # what other adapters added is not part of the original
-            reduced = reduced - left @ (right @ basis)
-        return parts.spec.alpha * reduced @ mixed.t(), basis.t().contiguous()
-
-    def _to_rows(self, weight: Tensor) -> Tensor:
-        """View a weight as a matrix whose last axis is the adapted input axis."""
-        if self._is_transposed():
-            return weight.t()
-        return weight if weight.ndim == 2 else weight.movedim(1, -1).reshape(-1, weight.shape[1])
-
-    def _from_rows(self, rows: Tensor) -> Tensor:
-        """Undo `_to_rows`."""
-        if self._is_transposed():
-            return rows.t()
-        shape = self.get_base_layer().weight.shape
-        if len(shape) == 2:
-            return rows
-        return rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
-
-    def _is_transposed(self) -> bool:
-        return type(self.get_base_layer()).__name__ == "Conv1D"
-
     def __repr__(self) -> str:
         """Show the layer as its base's class with the adapter's prefix."""
         return "tucka." + super().__repr__()
+
+
+class TuckALinear(TuckALayer):
+    """An adapted linear layer. PEFT's ``"all-linear"`` finds adapted layers by this word in their class's name."""

@@ -1,0 +1,105 @@
+"""Two processes on torch's own engines take the decisions, and get the gradients, of one process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import support.ranks as ranks
+from support.adapting import gradients
+from support.tiny_models import loss_of
+from tucka.backends.torch.scope import scope_of
+from tucka.peft import initialize_router, last_route
+
+pytestmark = pytest.mark.slow  # starting the processes takes most of the time
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What each process found: one list entry for each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    tests = Path(ranks.__file__).parents[1]
+    command = [sys.executable, "-W", "ignore", "-m", "support.ranks", str(folder)]
+    processes = [
+        subprocess.Popen(command, cwd=tests, env={**os.environ, "RANK": str(rank), "HF_HUB_OFFLINE": "1"})
+        for rank in range(ranks.WORLD)
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in processes] == [0] * ranks.WORLD
+    finally:
+        for process in processes:
+            process.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks.WORLD)]
+
+
+def in_one_process(kind, routing, seeds=(1, 2)):
+    model = ranks.whole_model(kind, routing)
+    for seed in seeds:
+        loss_of(model, ranks.whole_batch(kind, seed)).backward()
+    return model
+
+
+def assert_same_gradients(found, model):
+    expected = gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["plain", "bert"])
+@pytest.mark.parametrize("routing", ranks.ROUTINGS)
+@pytest.mark.parametrize("split", ranks.SPLITS)
+def test_gradients_are_those_of_one_process_on_the_whole_batch(results, kind, routing, split):
+    model = in_one_process(kind, routing)
+    for found in results:
+        assert_same_gradients(found[kind, routing, split]["gradients"], model)
+    if routing == "batch":
+        routes = [found[kind, routing, split]["route"] for found in results]
+        assert torch.equal(routes[0], routes[1])
+        torch.testing.assert_close(routes[0], last_route(model))
+
+
+def test_a_checkpoint_uses_the_common_decision_again(results):
+    model = in_one_process("llama", "batch")
+    for found in results:
+        assert_same_gradients(found["checkpointed"]["gradients"], model)
+
+
+def test_without_synchronisation_each_process_decides_for_itself(results):
+    for rank, found in enumerate(results):
+        model = ranks.whole_model("plain", "batch")
+        rows, _ = ranks.part_of(ranks.whole_batch("plain"), rank, "equal")
+        loss_of(model, rows)
+        assert torch.equal(found["sync off"], last_route(model))
+    assert not torch.equal(results[0]["sync off"], results[1]["sync off"])
+
+
+def test_one_process_evaluates_and_generates_alone(results):
+    assert all(found["alone"] for found in results)
+
+
+def test_initialisation_sees_the_data_of_all_processes(results):
+    model = ranks.whole_model("llama", "sample", affinity="directional")
+    batches = [batch for rank in range(ranks.WORLD) for batch in ranks.data_for_initialization(rank)]
+    initialize_router(model, batches, progress=False)
+    router = scope_of(model).router("default")
+    for name, expected in (("centroids", router.centroids.detach()), ("center", router.center)):
+        assert torch.equal(results[0]["initialized"][name], results[1]["initialized"][name])
+        torch.testing.assert_close(results[0]["initialized"][name], expected)
+
+
+def test_fully_sharded_models_train_initialise_and_save(results):
+    model = in_one_process("llama", "batch", seeds=(1,))
+    for found in results:
+        assert_same_gradients(found["fsdp"]["gradients"], model)
+        torch.testing.assert_close(found["fsdp"]["route"], last_route(model))
+    saved = results[0]["fsdp"]["saved"]
+    whole = ranks.whole_model("llama", "batch")
+    initialize_router(whole, [ranks.text(batch=4, seed=rank) for rank in range(ranks.WORLD)], progress=False)
+    state = {name.replace(".default", ""): value for name, value in whole.state_dict().items() if "tucka_" in name}
+    assert saved.keys() == state.keys()
+    for name, value in state.items():
+        torch.testing.assert_close(saved[name], value)

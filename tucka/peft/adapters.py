@@ -1,0 +1,153 @@
+"""Which adapters a model has, and on which of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import nn
+
+from tucka.backends.torch.routing import Router
+from tucka.errors import ConfigError, expected
+from tucka.peft.layer import TuckALayer
+from tucka.spec import TuckerSpec
+
+__all__ = ["AdaptedModule", "adapted_modules", "chosen_adapter", "layers_of", "spec_of"]
+
+
+@dataclass(frozen=True)
+class AdaptedModule:
+    """One adapted layer in the report of `adapted_modules`.
+
+    Parameters
+    ----------
+    name : str
+        The layer's path in the model.
+    adapter : str
+        The adapter's name.
+    kind : str
+        Class of the base layer.
+    in_features : int
+        Width of the adapted input.
+    shapes : dict
+        Name to shape of each trained tensor.
+    parameters : int
+        How many numbers they hold, the router's included where the layer owns it.
+    owns_router : bool
+        Whether the adapter's router is here.
+    """
+
+    name: str
+    adapter: str
+    kind: str
+    in_features: int
+    shapes: dict[str, tuple[int, ...]]
+    parameters: int
+    owns_router: bool
+
+    def __str__(self) -> str:
+        """Write the row on one line."""
+        shapes = ", ".join(f"{name} {'×'.join(map(str, shape))}" for name, shape in self.shapes.items())
+        return f"{self.name} [{self.adapter}] {self.kind}: {self.parameters:,} parameters ({shapes})"
+
+
+def layers_of(model: nn.Module) -> Iterator[tuple[str, TuckALayer]]:
+    """Go through the adapted layers of a model.
+
+    Parameters
+    ----------
+    model : Module
+        Any model.
+
+    Yields
+    ------
+    (str, TuckALayer)
+        Name and layer.
+
+    Examples
+    --------
+    >>> list(layers_of(nn.Linear(2, 2)))
+    []
+    """
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, TuckALayer))
+
+
+def adapted_modules(model: nn.Module) -> list[AdaptedModule]:
+    """List the layers of a model that TuckA adapts.
+
+    Parameters
+    ----------
+    model : Module
+        From `peft.get_peft_model`, or any model with TuckA adapters.
+
+    Returns
+    -------
+    list of AdaptedModule
+        A row for each layer and adapter; printing a row gives one line. Empty if nothing is adapted.
+
+    Examples
+    --------
+    >>> adapted_modules(nn.Linear(2, 2))
+    []
+    """
+    rows = []
+    for name, layer in layers_of(model):
+        for adapter, parts in layer.tucka_experts.items():
+            shapes = {key: tuple(value.shape) for key, value in parts.named_parameters()}
+            owns = adapter in layer.tucka_router
+            if owns:
+                shapes["centroids"] = tuple(cast(Router, layer.tucka_router[adapter]).centroids.shape)
+            count = sum(torch.Size(shape).numel() for shape in shapes.values())
+            kind = type(layer.get_base_layer()).__name__
+            rows.append(AdaptedModule(name, adapter, kind, layer.in_features, shapes, count, owns))
+    return rows
+
+
+def chosen_adapter(model: nn.Module, adapter: str | None) -> str:
+    """Return the adapter asked for, or the one active one.
+
+    Parameters
+    ----------
+    model : Module
+        A model with TuckA adapters.
+    adapter : str or None
+        What the user gave.
+
+    Returns
+    -------
+    str
+        An adapter that exists.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such adapter, or none given and not exactly one active.
+    """
+    if adapter is None:
+        active = dict.fromkeys(name for _, layer in layers_of(model) for name in layer.active_adapters)
+        if len(active) != 1:
+            raise ConfigError(expected("adapter_name", "given where not exactly one adapter is active", list(active)))
+        adapter = next(iter(active))
+    if not any(adapter in layer.tucka_experts for _, layer in layers_of(model)):
+        raise ConfigError(expected("adapter_name", "the name of a TuckA adapter of this model", repr(adapter)))
+    return adapter
+
+
+def spec_of(model: nn.Module, adapter: str) -> TuckerSpec:
+    """Return the sizes and options of an adapter.
+
+    Parameters
+    ----------
+    model : Module
+        A model that has it.
+    adapter : str
+        Its name.
+
+    Returns
+    -------
+    TuckerSpec
+        The same for all of its layers.
+    """
+    return next(layer.experts(adapter) for _, layer in layers_of(model) if adapter in layer.tucka_experts).spec
