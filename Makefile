@@ -25,6 +25,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 install: $(STAMP)  ## create .venv with all that demo, test, lint and docs need
+	$(BIN)/tucka demo --fetch-only
 
 demo: $(STAMP)  ## fine-tune a real encoder on real text; results in demo/
 	$(BIN)/tucka demo
