@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 
 from tucka.demo.disk import check_space, writing
@@ -59,6 +60,9 @@ def run_demo(full: bool = False, out: Path = Path("demo"), seed: int = 0, fetch_
     console.print(f"Sentences: {archive}", highlight=False, soft_wrap=True)
     if fetch_only:
         return
+    # Threads that wait sleep instead of spinning: on a busy machine, spinning takes the core that the work needs. Read
+    # when torch is first imported; the user's own choice goes first.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with console.status("Loading torch and transformers"):
         experiment = importlib.import_module("tucka.demo.experiment")
     plan = Plan(seed=seed, train_per_domain=None) if full else Plan(seed=seed)

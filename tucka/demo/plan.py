@@ -35,7 +35,7 @@ class Plan:
     """
 
     seed: int = 0
-    train_per_domain: int | None = 500
+    train_per_domain: int | None = 400
     test_per_domain: int = 500
     epochs: int = 2
     batch_size: int = 32
