@@ -60,9 +60,9 @@ def run_demo(full: bool = False, out: Path = Path("demo"), seed: int = 0, fetch_
     console.print(f"Sentences: {archive}", highlight=False, soft_wrap=True)
     if fetch_only:
         return
-    # Threads that wait sleep instead of spinning: on a busy machine, spinning takes the core that the work needs. Read
-    # when torch is first imported; the user's own choice goes first.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait spin for some microseconds only: on a busy machine, long spinning takes the core that the work
+    # needs. GNU's OpenMP reads this when torch is first imported; the user's own choice goes first.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     with console.status("Loading torch and transformers"):
         experiment = importlib.import_module("tucka.demo.experiment")
     plan = Plan(seed=seed, train_per_domain=None) if full else Plan(seed=seed)
