@@ -33,7 +33,7 @@ def run_demo(full: bool = False, out: Path = Path("demo"), seed: int = 0, fetch_
     Parameters
     ----------
     full : bool
-        Whether to train on all sentences instead of a sample, which takes about eight times as long.
+        Whether to train on all sentences instead of a sample, which takes about twelve times as long.
     out : Path
         Folder for the results: ``adapter/``, ``results.json``, ``figure.png``, ``predictions.safetensors``.
     seed : int
