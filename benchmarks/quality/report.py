@@ -1,0 +1,192 @@
+"""Make the tables and figures of finished runs, from their results only.
+
+    python -m benchmarks.quality.report
+
+Writes beside the results: ``tables.md``, and for each task and size a figure of accuracy against parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.quality.experiments import FOLDER, Experiment, read_all
+from benchmarks.quality.run import RESULTS, best_rate, read_results, score
+
+PEER = "lora_r8"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What all seeds of one experiment say of one task.
+
+    Parameters
+    ----------
+    experiment : Experiment
+        What was run.
+    runs : tuple of dict
+        One record for each seed, at the learning rate that the validation part chose.
+    """
+
+    experiment: Experiment
+    runs: tuple[dict[str, Any], ...]
+
+    @property
+    def scores(self) -> dict[int, float]:
+        """Test accuracy by seed."""
+        return {record["seed"]: score(record, "test") for record in self.runs}
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return fmean(self.scores.values())
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over the seeds, if there are several."""
+        return stdev(self.scores.values()) if len(self.runs) > 1 else None
+
+    @property
+    def parameters(self) -> int:
+        """Trainable parameters of the adapters."""
+        return int(self.runs[0]["parameters"])
+
+    def against(self, other: Row) -> tuple[float, float | None]:
+        """Return the mean paired difference to another row, and its standard error over the common seeds."""
+        common = self.scores.keys() & other.scores.keys()
+        differences = [self.scores[seed] - other.scores[seed] for seed in sorted(common)]
+        error = stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else None
+        return fmean(differences), error
+
+
+def rows(records: Sequence[dict[str, Any]], experiments: Sequence[Experiment]) -> tuple[list[Row], dict[str, str]]:
+    """Gather one task's records by experiment; also say which experiments the task's model does not support."""
+    made, refused = [], {}
+    for experiment in experiments:
+        own = [one for one in records if (one["experiment"], one["key"]) == (experiment.name, experiment.key)]
+        if unsupported := [one for one in own if "unsupported" in one]:
+            refused[experiment.label] = unsupported[0]["unsupported"]
+            continue
+        first = [one for one in own if one["seed"] == min((one["seed"] for one in own), default=0)]
+        if len({one["learning_rate"] for one in first}) < len(experiment.learning_rates):
+            continue  # the search is not finished
+        rate = best_rate(first)
+        made.append(Row(experiment, tuple(one for one in own if one["learning_rate"] == rate)))
+    return sorted(made, key=lambda row: -row.mean), refused
+
+
+def table(made: Sequence[Row]) -> str:
+    """Write one task's table, best first."""
+    head = [
+        "method",
+        "parameters",
+        "learning rate",
+        "seeds",
+        "accuracy",
+        "minus LoRA r=8",
+        "load entropy",
+        "seconds",
+        "memory, MiB",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    peer = next((row for row in made if row.experiment.name == PEER), None)
+    for row in made:
+        entropies = [one["load_entropy"] for one in row.runs if one.get("load_entropy") is not None]
+        cells = [
+            row.experiment.label,
+            f"{row.parameters:,}",
+            f"{row.runs[0]['learning_rate']:g}" if row.runs[0]["learning_rate"] else "",
+            str(len(row.runs)),
+            f"{row.mean:.2%}" + (f" ± {row.spread:.2%}" if row.spread is not None else ""),
+            _difference(row, peer),
+            f"{fmean(entropies):.2f}" if entropies else "",
+            f"{fmean(one['seconds'] for one in row.runs):.0f}",
+            f"{fmean(one['peak_memory_bytes'] for one in row.runs) / 2**20:.0f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _difference(row: Row, peer: Row | None) -> str:
+    if peer is None or peer is row:
+        return ""
+    mean, error = row.against(peer)
+    return f"{100 * mean:+.2f}" + (f" ± {100 * error:.2f}" if error is not None else "")
+
+
+def caption(made: Sequence[Row]) -> str:
+    """Say what the table's runs ran on."""
+    records = [one for row in made for one in row.runs]
+    sizes, versions = records[0]["sizes"], records[0]["versions"]
+    devices = ", ".join(sorted({one["device"] for one in records}))
+    commits = ", ".join(sorted({one["commit"] for one in records}))
+    tested = len(records[0]["test"]) * sizes["test"]
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (
+        f"Device: {devices}; {sizes['epochs']} epochs, batches of {sizes['batch_size']}; about {tested:,} test items. "
+        f"Seconds are of training, other runs beside it. {named}; commit {commits}."
+    )
+
+
+def draw(made: Sequence[Row], title: str, path: Path) -> None:
+    """Draw accuracy against trainable parameters, without what trains a head alone."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from tucka.plots import tradeoff
+
+    points = [(row.experiment.label, row.parameters, row.mean) for row in made if row.parameters]
+    if not points:
+        return
+    axes = tradeoff(points)
+    axes.set_title(title)
+    for row in made:
+        if not row.parameters:
+            axes.axhline(row.mean, color="0.5", linewidth=0.8, linestyle=":")
+            axes.annotate(
+                row.experiment.label,
+                (1, row.mean),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color="0.5",
+            )
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    axes.figure.savefig(path, bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(axes.figure)
+
+
+def write(folder: Path, experiments: Sequence[Experiment]) -> str:
+    """Write tables and figures of all finished runs into their folder; return the tables."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for record in read_results(folder):
+        groups[record["task"], record["scale"]].append(record)
+    pages = []
+    for (task, scale), records in sorted(groups.items()):
+        made, refused = rows(records, experiments)
+        if not made:
+            continue
+        title = records[0]["title"] + (", all data" if scale == "full" else "")
+        notes = [f"Not supported by {label}: {reason}" for label, reason in refused.items()]
+        pages.append("\n\n".join([f"## {title}", table(made), caption(made), *notes]))
+        draw(made, title, folder / f"{task}-{scale}.svg")
+    text = "# Quality of the methods\n\n" + "\n\n".join(pages) + "\n"
+    (folder / "tables.md").write_text(text)
+    return text
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the experiments' files are")
+    chosen = parser.parse_args()
+    print(write(chosen.results, read_all(None, chosen.folder)))
