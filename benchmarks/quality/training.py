@@ -41,6 +41,9 @@ def adapt(model: nn.Module, experiment: Experiment, problem: Problem, seed: int)
     """Freeze a model but for its head, and put the experiment's adapters into it."""
     if experiment.kind == "features":
         model.requires_grad_(False)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # frozen features have nothing to regularise
         for name in problem.head:
             model.get_submodule(name).requires_grad_(True)
         return model
@@ -81,7 +84,9 @@ def _groups(model: nn.Module, experiment: Experiment, problem: Problem, rate: fl
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = next((factor for part, factor in experiment.parts.items() if part in name), 1.0)
-            own = head_rate if _in_head(name, problem.head) else rate * factor
+            # Where there is nothing but the head, its learning rate is the one that is searched.
+            is_head = _in_head(name, problem.head) and experiment.kind != "features"
+            own = head_rate if is_head else rate * factor
             groups.setdefault(own, []).append(parameter)
     return [{"params": parameters, "lr": own} for own, parameters in groups.items()]
 
