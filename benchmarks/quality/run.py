@@ -9,25 +9,22 @@ part. A run that is already in the results is not run again, so an interrupted c
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import resource
-import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.provenance import provenance
 from benchmarks.quality.experiments import FOLDER, Experiment, read_all
 
 RESULTS = Path(__file__).parents[1] / "results" / "quality"
-PACKAGES = ("numpy", "peft", "torch", "transformers")
+PACKAGES = ("numpy", "peft", "torch", "transformers", "tucka")
 
 
 @dataclass(frozen=True)
@@ -102,13 +99,8 @@ def perform(run: Run, threads: int) -> dict[str, Any]:
         "learning_rate": run.learning_rate,
         "seed": run.seed,
         "sizes": asdict(sizes),
-        "device": torch.cuda.get_device_name() if on_cuda else "cpu",
         "threads": threads,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
-        "commit": commit(),
+        **provenance(PACKAGES),
     }
     try:
         if run.experiment.kind == "words":
@@ -126,13 +118,6 @@ def perform(run: Run, threads: int) -> dict[str, Any]:
         record["unsupported"] = str(reason)
     peak = torch.cuda.max_memory_allocated() if on_cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return record | {"peak_memory_bytes": peak}
-
-
-@lru_cache
-def commit() -> str:
-    """Name the commit the code is at, and whether it has changes."""
-    done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 class Plan:
