@@ -1,22 +1,39 @@
 """Sphinx configuration: built with ``-W -n``, so a broken reference is an error."""
 
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
+os.environ["HF_HUB_OFFLINE"] = "1"
+# Progress bars would end up in the tutorials' output.
+os.environ["TQDM_DISABLE"] = "1"
 
-from tucka import __version__
+from numpydoc.xref import DEFAULT_LINKS  # noqa: E402
+
+from tucka import __version__  # noqa: E402
 
 project = "tucka"
 author = "The tucka developers"
 copyright = "2026, the tucka developers"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc", "sphinx_copybutton"]
-source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
+    "numpydoc",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+    "doctest_blocks",
+    "mathml",
+]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+exclude_patterns = ["_build", "lessons", "inventories", "sg_execution_times.rst"]
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 
 # Signatures show names and defaults; the docstrings give types with shapes.
 autodoc_typehints = "none"
@@ -24,6 +41,47 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 autosummary_generate = False  # numpydoc loads autosummary; the reference is ordered by hand
 
+# What the pages and docstrings name of other packages is listed in small text inventories, so that links are the same
+# everywhere and a build needs no network. A name that is not listed fails the build: add a line.
+intersphinx_mapping = {
+    name: (site, f"inventories/{name}.txt")
+    for name, site in {
+        "python": "https://docs.python.org/3",
+        "numpy": "https://numpy.org/doc/stable",
+        "torch": "https://docs.pytorch.org/docs/stable",
+        "tensorly": "https://tensorly.org/stable",
+        "peft": "https://huggingface.co/docs/peft/main/en",
+        "transformers": "https://huggingface.co/docs/transformers/main/en",
+    }.items()
+}
+# Types in docstrings link too where they are one of these.
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"
+numpydoc_xref_aliases = {
+    **{name: name for name in DEFAULT_LINKS},  # `int` and the like stay as they are
+    "Tensor": "torch.Tensor",
+    "Parameter": "torch.nn.parameter.Parameter",
+    "Module": "torch.nn.Module",
+    "Path": "pathlib.Path",
+    "numpy.ndarray": "numpy.ndarray",
+    "TuckerSpec": "tucka.TuckerSpec",
+    "TuckerExperts": "tucka.TuckerExperts",
+    "TuckAConfig": "tucka.peft.TuckAConfig",
+}
+
+sphinx_gallery_conf = {
+    "examples_dirs": "lessons",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("lesson_figures.scrape",),
+    "reset_modules": ("matplotlib", "lesson_figures.restyle"),
+    "doc_module": ("tucka",),
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+    "thumbnail_size": (320, 224),
+}
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
@@ -31,4 +89,5 @@ copybutton_only_copy_prompt_lines = True
 html_theme = "furo"
 html_title = f"tucka {version}"
 html_static_path = ["_static"]
+html_css_files = ["tucka.css"]
 html_theme_options = {"navigation_with_keys": True}

@@ -1,19 +1,95 @@
-"""Numbers that the documents copy from result files are those of the files."""
+"""The documents: their numbers are those of the result files, their code runs, their links lead somewhere."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 DEMO = json.loads((ROOT / "benchmarks" / "results" / "demo-cpu.json").read_text())
+PAGES = [ROOT / "README.md", *(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
+FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Pages that the site's build writes.
+BUILT = ROOT / "docs" / "tutorials"
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def row_of(page, name):
+    """Return the cells of the one table row that begins with a name."""
+    lines = (ROOT / page).read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| {name}"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
 @pytest.mark.parametrize("row", DEMO["methods"], ids=lambda row: row["method"])
 def test_the_demos_page_shows_the_committed_results(row):
-    lines = (ROOT / "docs" / "how-to" / "demo.md").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith(f"| {row['method']}"))
-    cells = [cell.strip() for cell in line.strip("|").split("|")][1:]
+    cells = row_of("docs/how-to/demo.md", row["method"])
     assert cells[:5] == [f"{value:.3f}" for value in [*row["accuracy"].values(), row["mean"]]]
     if row["learning_rate"] is not None:
         assert cells[5:] == [f"{row['adapter_parameters']:,}", f"{row['seconds']:.0f}"]
+
+
+@pytest.mark.parametrize("row", [row for row in DEMO["methods"] if row["seconds"]], ids=lambda row: row["method"])
+def test_the_readme_shows_the_committed_results(row):
+    cells = row_of("README.md", row["method"])
+    assert cells == [f"{row['mean']:.3f}", f"{row['adapter_parameters']:,}", f"{row['seconds']:.0f}"]
+
+
+@every_page
+def test_python_on_a_page_is_a_doctest(page):
+    for language, code in FENCE.findall(page.read_text()):
+        assert language not in ("python", "py", "pycon") or code.lstrip().startswith(">>>"), code
+
+
+@every_page
+def test_a_page_says_so_where_something_was_not_run(page):
+    text = page.read_text()
+    assert "+SKIP" not in text or "not run" in text
+
+
+def anchors_of(page):
+    """Return the anchors of a page's headings, as MyST makes them."""
+    headings = re.findall(r"^#{1,3} (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def targets_of(page):
+    """Yield what a page links to, shows or refers to inside the project: a file, and an anchor in it."""
+    text = FENCE.sub("", page.read_text())
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", link):
+            path, _, anchor = link.partition("#")
+            yield (page.parent / path if path else page), anchor
+    for target in re.findall(r"\{doc\}`(?:[^`<]*<)?([^`>]+)>?`", text):
+        folder = ROOT / "docs" if target.startswith("/") else page.parent
+        yield folder / f"{target.lstrip('/')}.md", ""
+
+
+@every_page
+def test_links_inside_the_project_lead_somewhere(page):
+    for target, anchor in targets_of(page):
+        if BUILT in target.parents:
+            continue
+        assert target.exists() or target.with_suffix("").exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors_of(target), f"{page}: {target}#{anchor}"
+
+
+def test_every_page_is_in_the_contents():
+    contents = (ROOT / "docs" / "index.md").read_text()
+    listed = re.findall(r"^([\w-]+(?:/[\w-]+)?)$", contents, re.MULTILINE)
+    pages = {str(page.relative_to(ROOT / "docs"))[:-3] for page in PAGES[1:]} - {"index"}
+    assert pages == set(listed) - {"tutorials/index"}
+    assert len(listed) == len(set(listed))
+
+
+def test_every_equation_of_the_paper_names_what_computes_it():
+    rows = re.findall(r"^\| (.+?) \|.*\| (.+) \|$", (ROOT / "docs/reference/equations.md").read_text(), re.MULTILINE)
+    numbers = {int(number) for what, by in rows if "tucka" in by for number in re.findall(r"\((\d+)\)", what)}
+    assert numbers == set(range(1, 11))
+
+
+def test_the_figures_scripts_have_drawn():
+    drawn = {path.stem for path in (ROOT / "docs" / "_static").glob("*.svg")}
+    assert drawn >= {path.stem.replace("_", "-") for path in (ROOT / "docs" / "figures").glob("*.py")}

@@ -27,7 +27,7 @@ def householder_gamma(vectors: Array, *, method: Literal["solve", "recursion"] =
     r"""Compute the Γ with :math:`\prod_{i=1}^{r} (I - 2 u_i u_i^\top) = I + U \Gamma U^\top`.
 
     Two ways give the same matrix: the paper's recursion, one column at a time, and the closed form
-    :math:`\Gamma^{-1} = -(\tfrac12 I + \mathrm{striu}(U^\top U))`, one triangular solve. Γ is upper triangular.
+    :math:`\Gamma^{-1} = -(\tfrac{1}{2} I + \mathrm{striu}(U^\top U))`, one triangular solve. Γ is upper triangular.
 
     Parameters
     ----------

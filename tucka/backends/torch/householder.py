@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.channels import from_rows, to_rows
-from tucka.backends.torch.checks import Where, check_activations, named
+from tucka.backends.torch.checks import Where, check_activations, check_base_dtype, named
 from tucka.backends.torch.thin import add_product, project, without_autocast
 from tucka.backends.torch.widths import width_of
 from tucka.errors import ConfigError, ShapeError, TuckaError, expected
@@ -29,8 +29,8 @@ def householder_adapt(
     r"""Multiply activations by reflections, :math:`x \prod_{i=1}^{r} (I - 2 u_i u_i^\top)`.
 
     Computed as :math:`x + ((x U)\, \Gamma)\, U^\top`. Γ comes from one triangular solve in float32 at least,
-    :math:`\Gamma^{-1} = -(\tfrac12 I + \mathrm{striu}(U^\top U))`. The equality holds for columns of any length; only
-    unit ones make reflections, and the product orthogonal.
+    :math:`\Gamma^{-1} = -(\tfrac{1}{2} I + \mathrm{striu}(U^\top U))`. The equality holds for columns of any length;
+    only unit ones make reflections, and the product orthogonal.
 
     Parameters
     ----------
@@ -250,8 +250,13 @@ class HouseholderAdapter(nn.Module):
         ShapeError
             If the widths differ.
         TuckaError
-            If a column is zero, see `unit_columns`.
+            If a column is zero, see `unit_columns`; if `x` does not fit the layer.
         """
         rows = to_rows(self.base_layer, x)
-        adapted = householder_adapt(rows, unit_columns(self.vectors), where="HouseholderAdapter")
+        check_activations(rows, self.vectors, self._describe)
+        check_base_dtype(self.base_layer, x, self._describe)
+        adapted = householder_adapt(rows, unit_columns(self.vectors), where=self._describe)
         return self.base_layer(from_rows(self.base_layer, adapted, x), *args, **kwargs)
+
+    def _describe(self) -> str:
+        return f"HouseholderAdapter around {self.base_layer!r}"
