@@ -12,7 +12,7 @@ import support.ranks as ranks
 from support.adapting import gradients
 from support.tiny_models import loss_of
 from tucka.backends.torch.scope import scope_of
-from tucka.peft import initialize_router, last_route
+from tucka.peft import initialize_router, last_route, pin_route
 
 pytestmark = pytest.mark.slow  # starting the processes takes most of the time
 
@@ -68,6 +68,29 @@ def test_a_checkpoint_uses_the_common_decision_again(results):
         assert_same_gradients(found["checkpointed"]["gradients"], model)
 
 
+def test_accelerate_accumulates_and_keeps_the_ranks_alike(results):
+    model = in_one_process("bert", "batch")
+    for found in results:
+        assert found["accelerate"]["kind"] == "DistributedDataParallel"
+        mean = {name: 2 * gradient for name, gradient in found["accelerate"]["gradients"].items()}
+        assert_same_gradients(mean, model)
+    saved = [found["accelerate"]["saved"] for found in results]
+    assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
+    before = ranks.whole_model("bert", "batch").state_dict()
+    changed = {name for name, value in saved[0].items() if not torch.equal(value, before[name])}
+    assert changed == set(gradients(model))
+
+
+def test_a_pinned_adapter_trains_without_a_router(results):
+    model = ranks.whole_model("plain", "batch")
+    pin_route(model, group=1)
+    for seed in (1, 2):
+        loss_of(model, ranks.whole_batch("plain", seed)).backward()
+    for found in results:
+        assert_same_gradients(found["pinned"]["gradients"], model)
+        assert not [name for name in found["pinned"]["gradients"] if "router" in name]
+
+
 def test_without_synchronisation_each_process_decides_for_itself(results):
     for rank, found in enumerate(results):
         model = ranks.whole_model("plain", "batch")
@@ -91,12 +114,13 @@ def test_initialisation_sees_the_data_of_all_processes(results):
         torch.testing.assert_close(results[0]["initialized"][name], expected)
 
 
-def test_fully_sharded_models_train_initialise_and_save(results):
+@pytest.mark.parametrize("engine", ["fsdp", "older fsdp"])
+def test_fully_sharded_models_train_initialise_and_save(results, engine):
     model = in_one_process("llama", "batch", seeds=(1,))
     for found in results:
-        assert_same_gradients(found["fsdp"]["gradients"], model)
-        torch.testing.assert_close(found["fsdp"]["route"], last_route(model))
-    saved = results[0]["fsdp"]["saved"]
+        assert_same_gradients(found[engine]["gradients"], model)
+        torch.testing.assert_close(found[engine]["route"], last_route(model))
+    saved = results[0][engine]["saved"]
     whole = ranks.whole_model("llama", "batch")
     initialize_router(whole, [ranks.text(batch=4, seed=rank) for rank in range(ranks.WORLD)], progress=False)
     state = {name.replace(".default", ""): value for name, value in whole.state_dict().items() if "tucka_" in name}

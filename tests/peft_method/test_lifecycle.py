@@ -6,7 +6,16 @@ import pickle
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_model_status,
+    get_peft_model,
+    get_peft_model_state_dict,
+    inject_adapter_in_model,
+    set_peft_model_state_dict,
+)
+from peft.utils.hotswap import hotswap_adapter
 from torch import nn
 
 from support.adapting import adapt, config_for, snapshot, train, trained
@@ -364,6 +373,75 @@ def test_adapters_per_sample_are_refused_instead_of_ignored():
         model(**inputs_for("bert"), adapter_names=["default", "__base__", "default"])
 
 
+def replica_of(model):
+    """One of the copies that nn.DataParallel computes on."""
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        replica._parameters = dict(module._parameters)
+        replica._modules = {name: child and replicas[child] for name, child in module._modules.items()}
+    return replicas[model]
+
+
+def test_data_parallel_is_refused_while_a_router_runs():
+    model, inputs = trained("bert")
+    with pytest.raises(RouteError, match="accelerate launch"):
+        replica_of(model)(**inputs)
+    pin_route(model, group=0)
+    assert torch.equal(output_of(replica_of(model), inputs), output_of(model, inputs))
+
+
+def test_what_peft_has_for_lora_only_says_so(tmp_path):
+    model = adapt("bert")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="only supports LORA"):
+        hotswap_adapter(model, str(tmp_path), "default", torch_device="cpu")
+    with pytest.raises(ValueError, match="not compatible with the `PeftMixedModel`"):
+        get_peft_model(make("bert"), config_for("bert"), mixed=True)
+    with pytest.raises(ValueError, match="Cannot combine adapters with different peft types"):
+        model.add_adapter("other", LoraConfig(target_modules=["query"]))
+    with pytest.raises(TypeError, match="rank_pattern"):
+        TuckAConfig(rank_pattern={"query": 2})
+
+
+# Moving
+
+
+@pytest.mark.parametrize("kind", ["llama", "vit"])
+@torch.no_grad()
+def test_a_model_that_is_cast_afterwards_computes_in_that_dtype(kind):
+    with torch.enable_grad():
+        model, inputs = trained(kind, dtype=torch.float64)
+    before = output_of(model, inputs)
+    for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.3), (torch.float16, 0.05)):
+        twin = copy.deepcopy(model).to(dtype)
+        cast = {key: v.to(dtype) if v.is_floating_point() else v for key, v in inputs.items()}
+        after = output_of(twin, cast)
+        assert after.dtype == dtype
+        torch.testing.assert_close(after.double(), before, rtol=0, atol=tolerance * float(before.abs().max()))
+    assert output_of(copy.deepcopy(model).half(), cast).dtype == torch.float16
+
+
+# Without a PeftModel
+
+
+@pytest.mark.parametrize("low", [True, False])
+@torch.no_grad()
+def test_an_injected_adapter_takes_a_state_dict(low):
+    with torch.enable_grad():
+        model, inputs = trained("llama", routing="sample")
+    state = get_peft_model_state_dict(model)
+    bare = inject_adapter_in_model(config_for("llama", routing="sample"), make("llama"), low_cpu_mem_usage=low)
+    result = set_peft_model_state_dict(bare, state, low_cpu_mem_usage=low)
+    assert not result.unexpected_keys
+    assert torch.equal(output_of(bare.eval(), inputs), output_of(model, inputs))
+    found = get_peft_model_state_dict(bare)
+    assert {"base_model.model." + key for key in found} == set(state)
+    by_names = {key.removeprefix("base_model.model."): value for key, value in state.items()}
+    with pytest.warns(RuntimeWarning, match="additional target modules"):
+        other = inject_adapter_in_model(TuckAConfig(r=4, k=3), make("llama"), state_dict=by_names)
+    assert {row.name for row in adapted_modules(other)} == {row.name for row in adapted_modules(bare)}
+
+
 # Copies
 
 
@@ -417,6 +495,7 @@ def test_peft_reports_the_model_and_its_layers():
         ["default"],
         ["default", "other"],
     )
+    assert get_model_status(model.base_model.model).active_adapters == ["default"]
     layers = model.get_layer_status()
     assert {layer.module_type for layer in layers} == {"tucka.TuckALinear"}
     assert layers[0].requires_grad == {"default": True, "other": False}

@@ -1,12 +1,13 @@
 """Gradients when layers are computed again in the backward: gradient checkpointing in all its ways."""
 
 import copy
+import functools
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from support.adapting import adapt, gradients
@@ -22,7 +23,8 @@ routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 
 def pair(kind, routing="batch", *, reentrant=False, **options):
     """Two equal models in training, the second one with gradient checkpointing."""
-    plain = adapt(kind, dtype=torch.float64, routing=routing, init_weights=False, affinity="dot", **options).train()
+    options = {"init_weights": False, "affinity": "dot", **options}
+    plain = adapt(kind, dtype=torch.float64, routing=routing, **options).train()
     checkpointed = copy.deepcopy(plain)
     root = checkpointed.base_model.model
     root.activation_checkpointing_enable({"use_reentrant": reentrant})
@@ -98,6 +100,20 @@ def test_layers_that_share_their_weights_route_once(routing):
     for model in (plain, checkpointed):
         loss_of(model, inputs).backward()
         assert int(expert_load(model).sum()) == {"batch": 1, "sample": 3, "token": 18}[routing]
+    assert_same_gradients(plain, checkpointed)
+
+
+@routings
+def test_selective_checkpointing_changes_no_gradient(routing):
+    """It keeps some operations' results by their number, so the route's own must not count among them."""
+    plain, checkpointed = pair("bert", routing, affinity="directional")
+    checkpointed.base_model.model.activation_checkpointing_disable()
+    kept = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default]
+    contexts = functools.partial(create_selective_checkpoint_contexts, kept)
+    for layer in checkpointed.base_model.model.bert.encoder.layer:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, context_fn=contexts)
+    for model in (plain, checkpointed):
+        loss_of(model, inputs_for("bert", dtype=torch.float64)).backward()
     assert_same_gradients(plain, checkpointed)
 
 

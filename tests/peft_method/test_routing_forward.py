@@ -105,6 +105,23 @@ def test_a_prompts_route_does_not_see_the_answer(kind):
     assert not torch.allclose(last_route(everything), route)
 
 
+@pytest.mark.parametrize(
+    ("kind", "routing", "warns"), [("llama", "batch", 1), ("llama", "token", 0), ("bert", "batch", 0)]
+)
+def test_a_prompt_without_labels_in_training_warns_once(kind, routing, warns, recwarn):
+    """As with label smoothing, where the Trainer computes the loss itself and takes the labels away."""
+    model = visible(kind, route_tokens="prompt", routing=routing)
+    for _ in range(2):
+        model(**text())
+        with torch.no_grad():
+            model.train()(**text())
+        model.eval()
+    assert not [w for w in recwarn if "labels" in str(w.message)]
+    for _ in range(2):
+        model.train()(**text())
+    assert len([w for w in recwarn if "labels: expected labels in training" in str(w.message)]) == warns
+
+
 def of_class(cls):
     return lambda: cls(bert_config(num_labels=3)).eval()
 
@@ -376,7 +393,7 @@ def test_pinned_disabled_and_merged_adapters_compute_no_route(monkeypatch):
     unpin_route(model)
     with model.disable_adapter():
         output_of(model, inputs)
-    assert not scope_of(model).load
+    assert not expert_load(model).any()
 
 
 def test_a_pinned_router_is_frozen_and_freed_again():

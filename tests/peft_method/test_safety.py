@@ -1,6 +1,8 @@
 """Adapter files that are damaged, foreign or wrong: one clear error each, and the model as it was before."""
 
+import contextlib
 import copy
+import functools
 import json
 import struct
 
@@ -8,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tucka.errors import CheckpointError, ConfigError, RouteError
 from tucka.peft import TuckAConfig, last_route, load_adapter, pin_route, unpin_route
-from tucka.peft.loading import unchanged_on_error
+from tucka.peft.restoring import unchanged_on_error
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
@@ -100,26 +102,41 @@ def write(folder, weights=None, config=None):
             (folder / name).write_bytes(content)
 
 
-def load_or_refuse(folder):
-    """Load into a fresh base model; on an error, assert that it is a clear one and nothing changed."""
-    witness = Witness(base())
+LOADERS = {
+    "tucka": load_adapter,
+    "peft": PeftModel.from_pretrained,
+    "peft, one more": lambda model, folder: model.load_adapter(folder, "new") and model,
+}
+loaders = st.sampled_from(sorted(LOADERS))
+
+
+def load_or_refuse(folder, loader="tucka", errors=CheckpointError):
+    """Load into a fresh model; on an error, assert that it is a clear one and nothing changed."""
+    more = loader == "peft, one more"
+    witness = Witness(trained() if more else base())
     try:
-        model = load_adapter(witness.model, folder)
-    except CheckpointError as error:
-        message = str(error)
+        model = LOADERS[loader](witness.model, folder)
+    except errors as caught:
+        error = caught
     else:
-        return assert_loaded(model, load_file(folder / WEIGHTS))
+        return assert_loaded(model, load_file(folder / WEIGHTS), "new" if more else "default")
     witness.assert_unchanged()
-    assert "expected" in message
+    assert list(getattr(witness.model, "peft_config", {})) == ["default"] * more
+    assert "expected" in str(error) or not isinstance(error, CheckpointError)
     return None
 
 
-def assert_loaded(model, tensors):
+def assert_loaded(model, tensors, name="default"):
     """Assert that all of a file is in the model."""
-    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[key], value.to(loaded[key].dtype)) for key, value in tensors.items())
     return model
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_every_loader_loads_a_good_adapter(saved, loader):
+    assert load_or_refuse(saved[0], loader) is not None
 
 
 def test_a_good_adapter_loads(saved):
@@ -149,7 +166,7 @@ def test_flipped_bytes(saved, damaged, data):
     for place in data.draw(st.lists(ends, min_size=1, max_size=4)):
         content[place] ^= data.draw(st.integers(1, 255))
     write(damaged, bytes(content), (saved[0] / CONFIG).read_bytes())
-    load_or_refuse(damaged)
+    load_or_refuse(damaged, data.draw(loaders))
 
 
 @settings(max_examples=80)
@@ -159,7 +176,7 @@ def test_cut_or_lengthened_files(saved, damaged, data):
     length = data.draw(st.integers(0, len(content) - 1))
     longer = content + data.draw(st.binary(min_size=1, max_size=9))
     write(damaged, data.draw(st.sampled_from([content[:length], longer])), (saved[0] / CONFIG).read_bytes())
-    assert load_or_refuse(damaged) is None
+    assert load_or_refuse(damaged, data.draw(loaders)) is None
 
 
 keys = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -182,7 +199,7 @@ def test_renamed_missing_and_added_tensors(saved, damaged, data):
     save_file(changed, damaged / WEIGHTS)
     write(damaged, config=(saved[0] / CONFIG).read_bytes())
     if changed.keys() != tensors.keys():
-        assert load_or_refuse(damaged) is None
+        assert load_or_refuse(damaged, data.draw(loaders)) is None
 
 
 @settings(max_examples=100)
@@ -206,7 +223,7 @@ def test_changed_shapes_kinds_and_numbers(saved, damaged, data):
     save_file({**tensors, key: changed}, damaged / WEIGHTS)
     write(damaged, config=(saved[0] / CONFIG).read_bytes())
     fits = changed.shape == value.shape and kind in ("shape", "flat", "half")
-    assert (load_or_refuse(damaged) is not None) == fits
+    assert (load_or_refuse(damaged, data.draw(loaders)) is not None) == fits
 
 
 json_values = st.recursive(
@@ -216,6 +233,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.filterwarnings("ignore:(Unexpected keyword arg|config. expected entries):UserWarning")
 @settings(max_examples=120)
 @given(data=st.data())
 def test_changed_configurations(saved, damaged, data):
@@ -227,9 +245,11 @@ def test_changed_configurations(saved, damaged, data):
         else:
             changed[key + data.draw(st.text(max_size=2))] = changed.pop(key)
     write(damaged, (saved[0] / WEIGHTS).read_bytes(), json.dumps(changed).encode())
-    load_or_refuse(damaged)
+    # Which method a configuration is for, PEFT looks up itself.
+    load_or_refuse(damaged, data.draw(loaders) if changed.get("peft_type") == "TUCKA" else "tucka")
 
 
+@pytest.mark.filterwarnings("ignore:(Unexpected keyword arg|config. expected entries):UserWarning")
 @settings(max_examples=60)
 @given(data=st.data())
 def test_configuration_files_with_flipped_bytes(saved, damaged, data):
@@ -237,7 +257,8 @@ def test_configuration_files_with_flipped_bytes(saved, damaged, data):
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=3)):
         content[place] ^= data.draw(st.integers(1, 255))
     write(damaged, (saved[0] / WEIGHTS).read_bytes(), bytes(content))
-    load_or_refuse(damaged)
+    loader = data.draw(loaders)  # PEFT reads the JSON first and raises Python's errors of it
+    load_or_refuse(damaged, loader, errors=CheckpointError if loader == "tucka" else Exception)
 
 
 # Single cases, and PEFT's own way of loading.
@@ -253,17 +274,32 @@ CONFIGS = {
     "no head": ({"modules_to_save": None}, "head"),
     "another head": ({"modules_to_save": ["head", "first"]}, "expected"),
     "gates": ({"pinned_gates": [[1]]}, "pinned_gates"),
+    "more groups than memory": ({"k": 10**13}, "shape"),
+    "no number of torch's": ({"r": 10**30}, "shape"),
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configurations_that_do_not_fit(saved, damaged, name):
+@pytest.mark.parametrize("loader", LOADERS)
+def test_configurations_that_do_not_fit(saved, damaged, loader, name):
     changes, match = CONFIGS[name]
+    if name == "another method" and loader != "tucka":
+        pytest.skip("PEFT then loads with the other method")
     write(damaged, (saved[0] / WEIGHTS).read_bytes(), json.dumps({**saved[2], **changes}).encode())
-    witness = Witness(base())
+    witness = Witness(trained() if "more" in loader else base())
     with pytest.raises(CheckpointError, match=match):
-        load_adapter(witness.model, damaged)
+        LOADERS[loader](witness.model, damaged)
     witness.assert_unchanged()
+
+
+@pytest.mark.parametrize(
+    ("loader", "match"), [("tucka", "entries that this tucka knows, got extra"), ("peft", "extra")]
+)
+def test_unknown_entries_are_left_out_with_a_warning(saved, damaged, loader, match):
+    write(damaged, (saved[0] / WEIGHTS).read_bytes(), json.dumps({**saved[2], "extra": 1}).encode())
+    with pytest.warns(UserWarning, match=match) as caught:
+        assert load_or_refuse(damaged, loader) is not None
+    assert len([w for w in caught if "extra" in str(w.message)]) == 1
 
 
 def test_foreign_folders(tmp_path):
@@ -322,6 +358,23 @@ def test_a_model_that_already_has_adapters_is_put_back_too(saved, damaged):
     torch.testing.assert_close(model(X), trained()(X))
 
 
+@pytest.mark.parametrize(
+    "load", [functools.partial(load_adapter, adapter_name="new"), LOADERS["peft, one more"]], ids=["tucka", "peft"]
+)
+def test_a_merged_model_is_unmerged_whether_the_load_succeeds_or_not(saved, damaged, load):
+    folder, tensors, _ = saved
+    save_file(BROKEN["missing"](tensors), damaged / WEIGHTS)
+    write(damaged, config=(folder / CONFIG).read_bytes())
+    model = trained(pinned_gates=[[0.5, 0.5], [0.0, 0.0]])
+    output = model(X)
+    for path, outcome in ((damaged, pytest.raises(CheckpointError)), (folder, contextlib.nullcontext())):
+        model.merge_adapter()
+        with pytest.warns(UserWarning, match="Unmerging the model first"), outcome:
+            load(model, path)
+        assert not model.get_model_status().merged_adapters
+        torch.testing.assert_close(model(X), output)
+
+
 BROKEN = {
     "missing": lambda state: {key: value for key, value in state.items() if "second.tucka_experts.basis" not in key},
     "unknown": lambda state: {**state, "base_model.model.third.tucka_experts.basis": torch.ones(4, 2)},
@@ -332,6 +385,8 @@ BROKEN = {
     },
     "nan": lambda state: {key: value * float("nan") if "cores" in key else value for key, value in state.items()},
     "whole numbers": lambda state: {key: value.long() if "cores" in key else value for key, value in state.items()},
+    "no head": lambda state: {key: value for key, value in state.items() if "head" not in key},
+    "part of a head": lambda state: {key: value for key, value in state.items() if "head.bias" not in key},
 }
 
 
@@ -340,13 +395,80 @@ def test_pefts_own_loading_refuses_before_it_writes(saved, damaged, name):
     folder, tensors, _ = saved
     model = trained()
     witness = Witness(model)
-    with pytest.raises(CheckpointError):
+    # For a head that is not there PEFT raises itself, before it asks the method.
+    with pytest.raises(KeyError if "head" in name else CheckpointError):
         set_peft_model_state_dict(model, BROKEN[name](tensors))
     witness.assert_unchanged()
     save_file(BROKEN[name](tensors), damaged / WEIGHTS)
     write(damaged, config=(folder / CONFIG).read_bytes())
+    for loader in LOADERS:
+        assert load_or_refuse(damaged, loader) is None
+
+
+@pytest.mark.parametrize("low", [True, False])
+def test_a_load_that_failed_can_be_tried_again(saved, damaged, low):
+    folder, tensors, _ = saved
+    save_file(BROKEN["missing"](tensors), damaged / WEIGHTS)
+    write(damaged, config=(folder / CONFIG).read_bytes())
+    bottom = base()
     with pytest.raises(CheckpointError):
-        PeftModel.from_pretrained(base(), damaged)
+        PeftModel.from_pretrained(bottom, damaged, low_cpu_mem_usage=low)
+    model = PeftModel.from_pretrained(bottom, folder, low_cpu_mem_usage=low)
+    with pytest.raises(CheckpointError):
+        model.load_adapter(damaged, "new", low_cpu_mem_usage=low)
+    model.load_adapter(folder, "new", low_cpu_mem_usage=low)
+    for name in ("default", "new"):
+        model.set_adapter(name)
+        torch.testing.assert_close(model(X), trained()(X))
+
+
+def test_a_configuration_from_a_file_begins_a_new_adapter_too(saved):
+    """Whatever is loaded into that later, a refusal leaves what was trained."""
+    folder, tensors, _ = saved
+    config = TuckAConfig.from_pretrained(folder)
+    config.inference_mode = False
+    wider = base()
+    wider.second = nn.Linear(4, 5)
+    wider.head = nn.Linear(5, 2)
+    model = get_peft_model(wider, config)
+    model(X).sum().backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    witness = Witness(model)
+    with pytest.raises(CheckpointError):
+        set_peft_model_state_dict(model, tensors)
+    witness.assert_unchanged()
+    assert list(model.peft_config) == ["default"]
+    twin = copy.deepcopy(model)
+    assert twin.peft_config["default"].loading is None
+    assert "loading" not in config.to_dict()
+
+
+def test_renamed_tensors_are_compared_under_their_new_names(saved, tmp_path):
+    folder, tensors, _ = saved
+    save_file(
+        {
+            key.replace("model.", "model.old.", 1).replace("base_model.old.model.", "base_model.model.old."): value
+            for key, value in tensors.items()
+        },
+        tmp_path / WEIGHTS,
+    )
+    write(tmp_path, config=(folder / CONFIG).read_bytes())
+    loaded = PeftModel.from_pretrained(base(), tmp_path, key_mapping={r"^old\.": ""})
+    torch.testing.assert_close(loaded(X), trained()(X))
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_an_adapter_that_cannot_be_added_leaves_no_trace(saved):
+    """Also where PEFT finds out late: the second adapter's head is a layer that the first one adapts."""
+    for model, add in (
+        (trained(), lambda model, config: model.add_adapter("new", config)),
+        (trained().base_model.model, lambda model, config: inject_adapter_in_model(config, model, "new")),
+    ):
+        witness = Witness(model)
+        with pytest.raises(TypeError, match="cannot be applied"):
+            add(model, TuckAConfig(r=2, target_modules=["first", "second"], modules_to_save=["first"]))
+        witness.assert_unchanged()
+        assert "new" not in getattr(model, "peft_config", {})
 
 
 @pytest.mark.parametrize("fault", ["cut", "nan", "format", "numbers", "cut pickle"])

@@ -4,7 +4,15 @@ import json
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import (
+    AutoPeftModel,
+    AutoPeftModelForCausalLM,
+    AutoPeftModelForSeq2SeqLM,
+    AutoPeftModelForSequenceClassification,
+    PeftModel,
+    get_peft_model,
+    set_peft_model_state_dict,
+)
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -15,6 +23,11 @@ from tucka.backends.torch.scope import scope_of
 from tucka.peft import TuckAConfig, initialize_router, last_route, pin_route
 
 second_tuner = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
+
+
+def assert_close(found, wanted):
+    """Equal but for the last bits: weights mapped from a file lie at other addresses, where BLAS sums otherwise."""
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
 def initialised(kind, **options):
@@ -189,7 +202,7 @@ def test_transformers_saves_and_loads_adapters(tmp_path):
     auto = AutoPeftModelForCausalLM.from_pretrained(folder)
     wrapped = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base_folder), folder)
     for loaded in (again, whole, auto, wrapped):
-        assert torch.equal(output_of(loaded.eval(), inputs), before)
+        assert_close(output_of(loaded.eval(), inputs), before)
         router = scope_of(loaded).router("default")
         assert bool(router.is_initialized)
         assert torch.equal(router.center, scope_of(model).router("default").center)
@@ -204,5 +217,31 @@ def test_what_peft_saved_transformers_loads(tmp_path):
         train(model, inputs)
     model.save_pretrained(tmp_path / "adapter")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert torch.equal(output_of(loaded, inputs), output_of(model, inputs))
+    assert_close(output_of(loaded, inputs), output_of(model, inputs))
     assert snapshot(loaded).keys() == {name.removeprefix("base_model.model.") for name in snapshot(model)}
+
+
+AUTO = {
+    "bert": AutoPeftModelForSequenceClassification,
+    "vit": AutoPeftModel,
+    "gpt2": AutoPeftModelForCausalLM,
+    "opt": AutoPeftModelForCausalLM,
+    "t5": AutoPeftModelForSeq2SeqLM,
+}
+
+
+@pytest.mark.parametrize("kind", AUTO)
+@torch.no_grad()
+def test_auto_classes_and_transformers_find_the_base_of_each_kind(kind, tmp_path):
+    make(kind).save_pretrained(tmp_path / "base")
+    cls = type(make(kind))
+    model = get_peft_model(cls.from_pretrained(tmp_path / "base"), config_for(kind, init_weights=False)).eval()
+    model.save_pretrained(tmp_path / "wrapped")
+    loaded = AUTO[kind].from_pretrained(tmp_path / "wrapped").eval()
+    assert_close(output_of(loaded, inputs_for(kind)), output_of(model, inputs_for(kind)))
+    bare = cls.from_pretrained(tmp_path / "base").eval()
+    bare.add_adapter(config_for(kind, init_weights=False))
+    bare.save_pretrained(tmp_path / "bare")
+    again = cls.from_pretrained(tmp_path / "bare").eval()
+    assert_close(output_of(again, inputs_for(kind)), output_of(bare, inputs_for(kind)))
+    assert all(torch.equal(value, snapshot(bare)[name]) for name, value in snapshot(again).items())

@@ -12,7 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from support.adapting import adapt, gradients
 from support.tiny_models import inputs_for, loss_of, text
 from tucka.backends.torch.scope import scope_of
-from tucka.peft import initialize_router, last_route
+from tucka.peft import initialize_router, last_route, pin_route
+from tucka.peft.sharded import plain_name
 
 WORLD = 2
 ROUTINGS = ("batch", "sample", "token")
@@ -46,8 +47,10 @@ def data_for_initialization(rank):
     return [text(batch=4 + rank, seed=10 * rank + number) for number in range(2 + rank)]
 
 
-def ddp_gradients(rank, kind, routing, split, *, checkpointed=False):
+def ddp_gradients(rank, kind, routing, split, *, checkpointed=False, pinned=False):
     model = whole_model(kind, routing)
+    if pinned:
+        pin_route(model, group=1)
     if checkpointed:
         model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
@@ -109,6 +112,45 @@ def fully_sharded(rank):
     return {"gradients": full, "route": route, "saved": saved}
 
 
+def wrapped_by_the_older_fsdp(rank):
+    """FSDP1 around the whole and each block: gradients, initialisation of a router in pieces, saving."""
+    from peft import get_peft_model_state_dict
+    from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    model = whole_model("llama", "batch")
+    blocks = ModuleWrapPolicy({type(model.base_model.model.model.layers[0])})
+    cpu = torch.device("cpu")
+    wrapped = FullyShardedDataParallel(model, auto_wrap_policy=blocks, device_id=cpu, use_orig_params=True)
+    rows, _ = part_of(whole_batch("llama"), rank, "equal")
+    loss_of(wrapped, rows).backward()
+    with FullyShardedDataParallel.summon_full_params(wrapped, with_grads=True):
+        found = gradients(wrapped)
+        full = {plain_name(name): gradient for name, gradient in found.items() if "tucka_" in name}
+    route = last_route(wrapped)
+    initialize_router(wrapped, [text(batch=4, seed=rank)], progress=False)
+    with FullyShardedDataParallel.state_dict_type(wrapped, StateDictType.FULL_STATE_DICT):
+        saved = get_peft_model_state_dict(model, state_dict=wrapped.state_dict())
+    return {"gradients": full, "route": route, "saved": saved}
+
+
+def through_accelerate(rank):
+    """What `accelerate launch --cpu` and the Trainer do: prepare a model and an optimizer, accumulate, step."""
+    from accelerate import Accelerator
+
+    os.environ.update(WORLD_SIZE=str(WORLD), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = whole_model("bert", "batch")
+    wrapped, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    for seed in (1, 2):
+        with accelerator.accumulate(wrapped):
+            rows, _ = part_of(whole_batch("bert", seed), rank, "equal")
+            accelerator.backward(loss_of(wrapped, rows))
+            found = gradients(model)
+            optimizer.step()
+    return {"gradients": found, "kind": type(wrapped).__name__, "saved": accelerator.get_state_dict(wrapped)}
+
+
 def all_results(rank):
     results = {}
     for kind in ("plain", "bert"):
@@ -116,10 +158,13 @@ def all_results(rank):
             for split in SPLITS:
                 results[kind, routing, split] = ddp_gradients(rank, kind, routing, split)
     results["checkpointed"] = ddp_gradients(rank, "llama", "batch", "equal", checkpointed=True)
+    results["pinned"] = ddp_gradients(rank, "plain", "batch", "equal", pinned=True)
     results["sync off"] = sync_off(rank)
     results["alone"] = one_evaluates_alone(rank)
     results["initialized"] = initialized(rank)
     results["fsdp"] = fully_sharded(rank)
+    results["older fsdp"] = wrapped_by_the_older_fsdp(rank)
+    results["accelerate"] = through_accelerate(rank)
     return results
 
 

@@ -11,7 +11,7 @@ from tucka.peft.model import TuckAModel
 from tucka.peft.official import load_official_checkpoint
 from tucka.peft.pinning import pin_route, unpin_route
 from tucka.peft.registration import register
-from tucka.peft.routes import expert_load, initialize_router, last_route
+from tucka.peft.routes import balance_router, expert_load, initialize_router, last_route
 
 __all__ = [
     "AdaptedModule",
@@ -21,6 +21,7 @@ __all__ = [
     "TuckAModel",
     "accelerate_hra",
     "adapted_modules",
+    "balance_router",
     "expert_load",
     "export_lora",
     "initialize_router",

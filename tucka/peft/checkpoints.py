@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
@@ -11,15 +11,16 @@ from tucka.errors import CheckpointError, expected
 from tucka.peft.config import TuckAConfig
 from tucka.peft.files import check_numbers
 from tucka.peft.layer import TuckALayer
+from tucka.peft.sharded import plain_name
 
-__all__ = ["PREFIX", "check_tensors", "checked_tensors"]
+__all__ = ["PREFIX", "check_heads", "check_tensors", "checked_tensors"]
 
 PREFIX = "base_model.model."
 
 
 def _plain(key: str) -> str:
     """Name a tensor as the base model does, whatever is wrapped around it."""
-    return key.replace("_fsdp_wrapped_module.", "").removeprefix(PREFIX)
+    return plain_name(key).removeprefix(PREFIX)
 
 
 def _wanted(model: nn.Module, adapter: str) -> dict[str, Tensor]:
@@ -94,6 +95,40 @@ def check_tensors(model: nn.Module, config: TuckAConfig, adapter: str, tensors: 
             raise CheckpointError(expected(key, rule, f"shape {tuple(tensor.shape)}", where=where))
         if tensor.is_floating_point() != wanted[key].is_floating_point():
             raise CheckpointError(expected(key, f"{wanted[key].dtype}", tensor.dtype, where=where))
+
+
+def check_heads(model: nn.Module, adapter: str, keys: Collection[str]) -> None:
+    """Raise unless a file has all modules that are saved whole, for which PEFT itself would raise a bare KeyError.
+
+    Parameters
+    ----------
+    model : Module
+        A model with the adapter.
+    adapter : str
+        The adapter's name.
+    keys : collection of str
+        Names of the tensors in the file.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor is missing.
+
+    Examples
+    --------
+    >>> check_heads(nn.Linear(2, 2), "default", ["a"])
+    """
+    modules = dict(model.named_modules())
+    # PEFT may have been told to rename what the file has (key_mapping): then only the ends of names can be compared.
+    known = tuple(f"{PREFIX}{path}.tucka_" for path, module in modules.items() if isinstance(module, TuckALayer))
+    renamed = not any(key.startswith(known) for key in keys)
+    for path, module in modules.items():
+        names = module.adapter_state_dict_load_map(adapter) if isinstance(module, AuxiliaryTrainingWrapper) else ()
+        for name in names:
+            ending = f".{path.rpartition('.')[2]}.{name}"
+            if not (any(key.endswith(ending) for key in keys) if renamed else f"{PREFIX}{path}.{name}" in keys):
+                got, where = f"none for {path}.{name}", f"adapter {adapter!r}"
+                raise CheckpointError(expected("file", "all tensors of modules_to_save", got, where=where))
 
 
 def checked_tensors(

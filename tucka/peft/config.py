@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +11,9 @@ from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
 from tucka.errors import CheckpointError, ConfigError, expected
-from tucka.peft.files import FORMAT_VERSION, read_entries, read_tensors
+from tucka.peft.files import FORMAT_VERSION, check_sizes, read_entries, read_tensors
 from tucka.peft.registration import add_peft_type
+from tucka.peft.restoring import Loading
 from tucka.spec import TuckerSpec, check_choice, check_count, check_finite
 
 __all__ = ["TuckAConfig"]
@@ -40,6 +42,14 @@ class TuckAConfig(PeftConfig):
         on what else is in the batch.
     affinity : {"directional", "centered", "dot", "group_norm"}
         How features are compared with centroids, see `tucka.affinity_logits`; ``"dot"`` is the paper's.
+    temperature : float
+        Divides the logits before the sigmoid; lower makes the gates of a group differ more.
+    router_init : {None, "balanced", "dai", "kaiming"}
+        How `initialize_router` starts the router from data. ``"balanced"`` needs an affinity with a centre. None
+        stands for it there, and for the paper's ``"dai"`` with ``"dot"`` and ``"group_norm"``.
+    balance_rate : float
+        γ of a bias on the choice of groups that is moved against their load after each training step, see
+        `balance_router`; 0 for none.
     gate_norm : bool
         Whether the gates of the chosen group sum to one (Eq. 8).
     factor_norm : {None, "frobenius"}
@@ -95,6 +105,9 @@ class TuckAConfig(PeftConfig):
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers to adapt."})
     routing: str = field(default="batch", metadata={"help": "'batch', 'sample' or 'token'."})
     affinity: str = field(default="directional", metadata={"help": "How features are compared with centroids."})
+    temperature: float = field(default=1.0, metadata={"help": "Divides the router's logits."})
+    router_init: str | None = field(default=None, metadata={"help": "'balanced', 'dai' or 'kaiming'."})
+    balance_rate: float = field(default=0.0, metadata={"help": "Step of the bias on the choice, against the load."})
     gate_norm: bool = field(default=True, metadata={"help": "Whether a group's gates sum to one."})
     factor_norm: str | None = field(default=None, metadata={"help": "'frobenius' for the authors' variant."})
     pinned_gates: list[list[float]] | None = field(default=None, metadata={"help": "A fixed route (k, t)."})
@@ -113,6 +126,7 @@ class TuckAConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.loading: Loading | None = None  # no field: it is not saved
         self.peft_type = add_peft_type("TUCKA")
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -168,8 +182,12 @@ class TuckAConfig(PeftConfig):
             If it is missing, unreadable, of another method or format version, or holds impossible values.
         """
         entries = read_entries(folder)
+        unknown = [name for name in entries if name not in cls.__dataclass_fields__]
+        if unknown:
+            message = expected("config", "entries that this tucka knows", ", ".join(unknown), where=str(folder))
+            warnings.warn(f"{message}. They are left out", stacklevel=2)
         try:
-            return cls(**{name: value for name, value in entries.items() if name in cls.__dataclass_fields__})
+            return cls(**{name: value for name, value in entries.items() if name not in unknown})
         except (TypeError, ValueError) as error:
             raise CheckpointError(expected("config", "possible values", str(error), where=str(folder))) from error
 
@@ -200,12 +218,21 @@ class TuckAConfig(PeftConfig):
         CheckpointError
             If a local file is damaged, of another method or an unknown format version, or holds NaN.
         """
-        folder = Path(pretrained_model_name_or_path) / (subfolder or "")
+        folder, tensors = Path(pretrained_model_name_or_path) / (subfolder or ""), None
         if (folder / CONFIG_NAME).is_file():
-            cls.read(folder)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT warns of unknown entries itself
+                spec = cls.read(folder).spec
             if any((folder / name).is_file() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
-                read_tensors(folder, allow_pickle=True)  # as PEFT: torch's reader runs no code
-        return cast(TuckAConfig, super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs))
+                tensors = read_tensors(folder, allow_pickle=True)  # as PEFT: torch's reader runs no code
+                check_sizes(tensors, spec, str(folder))
+        config = cast(TuckAConfig, super().from_pretrained(str(pretrained_model_name_or_path), subfolder, **kwargs))
+        config.loading = None if tensors is None else Loading(tensors)
+        return config
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what only a running load needs: it refers to the model."""
+        return {**vars(self), "loading": None}
 
     @property
     def spec(self) -> TuckerSpec:
@@ -224,6 +251,9 @@ class TuckAConfig(PeftConfig):
             alpha=self.alpha,
             routing=self.routing,  # type: ignore[arg-type]
             affinity=self.affinity,  # type: ignore[arg-type]
+            temperature=self.temperature,
+            balance_rate=self.balance_rate,
+            router_init=self.router_init,  # type: ignore[arg-type]
             gate_norm=self.gate_norm,
             factor_norm=self.factor_norm,  # type: ignore[arg-type]
         )

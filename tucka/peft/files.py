@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tucka.errors import CheckpointError, expected
+from tucka.spec import TuckerSpec
 
-__all__ = ["FORMAT_VERSION", "check_numbers", "read_entries", "read_tensors"]
+__all__ = ["FORMAT_VERSION", "check_numbers", "check_sizes", "read_entries", "read_tensors"]
 
 FORMAT_VERSION = 1
 # Without these an adapter would load and compute something else than it was trained for.
@@ -115,6 +116,47 @@ def check_numbers(tensors: Mapping[Any, Any], where: str) -> None:
             continue
         if not bool(torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all()):
             raise CheckpointError(expected(key, "finite numbers", "NaN or infinity", where=where))
+
+
+def check_sizes(tensors: Mapping[str, Tensor], spec: TuckerSpec, where: str) -> None:
+    """Raise unless tensors have the sizes that their configuration tells: it may ask for more memory than there is.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        An adapter's.
+    spec : TuckerSpec
+        The sizes.
+    where : str
+        Where they are from, for the message.
+
+    Raises
+    ------
+    CheckpointError
+        If the experts of a layer have other sizes.
+
+    Examples
+    --------
+    >>> check_sizes({"first.tucka_experts.basis": torch.ones(4, 2)}, TuckerSpec(rank=3), "example")
+    Traceback (most recent call last):
+        ...
+    tucka.errors.CheckpointError: first.tucka_experts.basis: expected shape (..., 3), got shape (4, 2) (example)
+    """
+    sizes = {
+        "cores": (spec.groups, spec.expert_rank, spec.rank, spec.rank),
+        "expert_factor": (spec.experts_per_group, spec.expert_rank),
+        "basis": (..., spec.rank),
+    }
+    for key, tensor in tensors.items():
+        layer, _, part = key.rpartition(".tucka_experts.")
+        wanted = sizes.get(part) if layer else None
+        if wanted is not None and not _fits(tuple(tensor.shape), wanted):
+            rule = f"shape {wanted}".replace("Ellipsis", "...")
+            raise CheckpointError(expected(key, rule, f"shape {tuple(tensor.shape)}", where=where))
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[Any, ...]) -> bool:
+    return len(shape) == len(wanted) and all(rule in (..., size) for size, rule in zip(shape, wanted, strict=True))
 
 
 def read_entries(folder: str | Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from tucka.backends.torch.channels import to_rows
+from tucka.backends.torch.checks import check_activations, check_base_dtype
 from tucka.backends.torch.modules import ExpertParts, adapt_input, width_of
 from tucka.backends.torch.routing import Router
 from tucka.backends.torch.scope import RoutingScope
@@ -95,9 +96,10 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
             self.tucka_router[adapter] = Router(
                 config.spec, self.in_features, seed=config.router_seed, count_padding=padded
             )
-            self.tucka_scope.owners[adapter] = self
         self._move_adapter_to_device_of_base_layer(adapter)
         self.take_base_dtype(adapter)
+        if owns_router:
+            self.tucka_scope.own(adapter, self)
         self.set_adapter(self.active_adapters or adapter, inference_mode=config.inference_mode)
         if owns_router and config.pinned_gates is not None:
             self.frozen_peft_weight_names[adapter] = ("tucka_router",)
@@ -189,7 +191,11 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
         names = [name for name in self.active_adapters if name in self.tucka_experts]
         if not names:
             return []
-        rows = to_rows(self.get_base_layer(), x)
+        base = self.get_base_layer()
+        rows = to_rows(base, x)
+        for name in names:  # before anything is routed on the input
+            check_activations(rows, self.experts(name).basis, self._path)
+        check_base_dtype(base, x, self._path)
         return [(self.experts(name), self.tucka_scope.gates(name, self, rows)) for name in names]
 
     def _path(self) -> str:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftModel
 from torch import nn
 
-from tucka.backends.torch.scope import RoutingScope
-from tucka.errors import CheckpointError, ConfigError, TuckaError, expected
+from tucka.errors import ConfigError, expected
 from tucka.peft.config import TuckAConfig
-from tucka.peft.files import read_tensors
-from tucka.peft.layer import TuckALayer
+from tucka.peft.files import check_sizes, read_tensors
+from tucka.peft.merging import unmerge_for_a_new_adapter
+from tucka.peft.restoring import is_misfit, misfit, unchanged_on_error
 
-__all__ = ["load_adapter", "unchanged_on_error"]
+__all__ = ["load_adapter"]
 
 
 def load_adapter(
@@ -31,9 +28,9 @@ def load_adapter(
 ) -> PeftModel:
     """Load a TuckA adapter, after checking every part of its files; on any error the model is as it was.
 
-    `PeftModel.from_pretrained` loads the same folders, finds the same damage before it changes the model, and never
-    writes tensors that do not fit. But what shows only against the model (missing tensors, other shapes) it finds when
-    the new, untrained adapter is in the model already, and leaves it there; and it reads pickle unasked.
+    `PeftModel.from_pretrained` and `PeftModel.load_adapter` load the same folders, find the same damage and leave the
+    model as it was too. But they read pickle unasked, and look which method a configuration is for before tucka sees
+    it: one that is no JSON file raises Python's own error there.
 
     Parameters
     ----------
@@ -74,17 +71,16 @@ def load_adapter(
         raise ConfigError(expected("adapter_name", "a name that is free", repr(adapter_name), where="load_adapter"))
     config = TuckAConfig.read(folder)
     tensors = read_tensors(folder, allow_pickle=allow_pickle)
+    check_sizes(tensors, config.spec, str(folder))
     config.inference_mode = not is_trainable
+    unmerge_for_a_new_adapter(model)
     try:
         with unchanged_on_error(model):
             return _load(model, folder, config, adapter_name, is_trainable, options)
-    except CheckpointError:
-        raise
     except Exception as error:
-        # Whatever else went wrong, the files did not fit: targets that the model lacks, heads that the file lacks, ...
-        got = str(error) if isinstance(error, TuckaError) else f"{type(error).__name__}: {error}"
-        rule = f"an adapter of {len(tensors)} tensors that fits the model"
-        raise CheckpointError(expected("folder", rule, got, where=str(folder))) from error
+        if not is_misfit(error):
+            raise
+        raise misfit(error, where=str(folder)) from error
 
 
 def _load(
@@ -104,66 +100,3 @@ def _load(
         model.set_requires_grad(name)
     model.load_adapter(str(folder), name, is_trainable=is_trainable, **options)
     return model
-
-
-@contextmanager
-def unchanged_on_error(model: nn.Module) -> Iterator[None]:
-    """Put a model's modules, hooks, adapters, modes and flags back if the block raises; it must not write to tensors.
-
-    Parameters
-    ----------
-    model : Module
-        The model.
-
-    Yields
-    ------
-    None
-        Nothing.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2))
-    >>> try:
-    ...     with unchanged_on_error(model):
-    ...         model[0] = nn.ReLU()
-    ...         raise ValueError
-    ... except ValueError:
-    ...     model[0]
-    Linear(in_features=2, out_features=2, bias=True)
-    """
-    owners: list[Any] = list(model.modules())
-    scopes = {id(owner.tucka_scope): owner.tucka_scope for owner in owners if isinstance(owner, TuckALayer)}
-    saved = [(owner, _remember(owner)) for owner in [*owners, *scopes.values()]]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    try:
-        yield
-    except BaseException:
-        for owner, attributes in saved:
-            _put_back(owner, attributes)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        raise
-
-
-# What an attribute is, and a copy of what it holds where that can change in place.
-_Attributes = dict[str, tuple[Any, Any]]
-
-
-def _remember(owner: nn.Module | RoutingScope) -> _Attributes:
-    return {
-        name: (value, copy.copy(value) if isinstance(value, (dict, list, set)) else None)
-        for name, value in vars(owner).items()
-    }
-
-
-def _put_back(owner: nn.Module | RoutingScope, attributes: _Attributes) -> None:
-    """Restore attributes; containers are refilled and not replaced, since hook handles refer to them."""
-    for name in [name for name in vars(owner) if name not in attributes]:
-        del vars(owner)[name]
-    for name, (value, content) in attributes.items():
-        if isinstance(value, list):
-            value[:] = content
-        elif content is not None:
-            value.clear()
-            value.update(content)
-        vars(owner)[name] = value

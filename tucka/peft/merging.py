@@ -15,7 +15,7 @@ from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.scope import RoutingScope
 from tucka.errors import RouteError, TuckaError, expected
 
-__all__ = ["Merging", "check_merge"]
+__all__ = ["Merging", "check_merge", "unmerge_for_a_new_adapter"]
 
 
 class Merging:
@@ -221,3 +221,22 @@ def check_merge(model: nn.Module, adapter_names: list[str] | None, *, safe_merge
     for module in model.modules():
         if isinstance(module, Merging) and isinstance(module, BaseTunerLayer):
             module.check_merge(adapter_names, safe_merge=safe_merge)
+
+
+def unmerge_for_a_new_adapter(model: nn.Module) -> None:
+    """Unmerge, with PEFT's own warning: adding an adapter does it anyway, but too late to be undone on an error.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+
+    Examples
+    --------
+    >>> unmerge_for_a_new_adapter(nn.Linear(2, 2))
+    """
+    merged = [module for module in model.modules() if isinstance(module, Merging) and module.merged]
+    if merged:
+        warnings.warn("Adapter cannot be set when the model is merged. Unmerging the model first.", stacklevel=2)
+    for module in merged:
+        module.unmerge()

@@ -15,11 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from tucka.backends.torch.generation import decoder_path
 from tucka.backends.torch.scope import RouteOptions, RoutingScope
-from tucka.errors import ConfigError, expected
-from tucka.peft.checkpoints import checked_tensors
+from tucka.errors import CheckpointError, ConfigError, expected
+from tucka.peft.checkpoints import check_heads, checked_tensors
 from tucka.peft.config import TuckAConfig
 from tucka.peft.layer import TuckALayer, TuckALinear
-from tucka.peft.merging import check_merge
+from tucka.peft.merging import check_merge, unmerge_for_a_new_adapter
+from tucka.peft.restoring import is_misfit, misfit, unchanged_on_error
+from tucka.peft.sharded import plain_name
 from tucka.peft.targets import check_adapter_name, check_targets, names
 
 __all__ = ["TuckAModel"]
@@ -54,23 +56,30 @@ class TuckAModel(BaseTuner):
         Raises
         ------
         ConfigError
-            If the name or a target does not fit.
+            If the name or a target does not fit. The model is as it was then.
         """
         check_adapter_name(adapter_name)
-        for layer in self._layers():
-            if adapter_name in layer.tucka_experts:
-                layer.drop(adapter_name)
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
-        # Now that nothing can fail any more: an error leaves no hooks behind.
-        self._scope().attach(self.model)
+        unmerge_for_a_new_adapter(self.model)
         config = self.peft_config[adapter_name]
-        routed = config.pinned_gates is None and not config.inference_mode
-        if routed and config.t == 1 and config.gate_norm:
-            rule = (
-                "at least 2 where gates are normalised, since one expert's gate is always 1 and the router cannot learn"
-            )
-            cure = "Use t >= 2 or gate_norm=False; as it is, the router gets no gradient and stays as it starts"
-            warnings.warn(expected("t", rule, 1, where="TuckAConfig", cure=cure), stacklevel=2)
+        known = [layer for layer in self._layers() if adapter_name in layer.tucka_experts]
+        try:
+            with unchanged_on_error(self) as memory:
+                for layer in known:
+                    layer.drop(adapter_name)
+                super().inject_adapter(model, adapter_name, *args, **kwargs)
+                self._scope().attach(self.model)
+                if config.loading is not None:
+                    check_heads(self.model, adapter_name, config.loading.keys)
+        except BaseException as error:
+            if not known:
+                self.peft_config.pop(adapter_name, None)
+            if config.loading is not None and is_misfit(error):
+                raise misfit(error, where=f"adapter {adapter_name!r}") from error
+            raise
+        if config.loading is not None:
+            parts = (layer.experts(adapter_name) for layer in self._layers() if adapter_name in layer.tucka_experts)
+            config.loading.begin(memory, (parameter for part in parts for parameter in part.parameters()))
+        _warn_of_a_router_that_cannot_learn(config)
 
     def _prepare_model(self, peft_config: TuckAConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced, so that an error leaves the model as it was."""
@@ -155,12 +164,28 @@ class TuckAModel(BaseTuner):
         yield
 
     @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: TuckAConfig, adapter_name: str, state_dict: dict[str, Tensor], **others: Any
+    ) -> dict[str, Tensor]:
+        """Find what is to be saved, also where FSDP wraps inner modules: PEFT knows only of a wrapper of the whole."""
+        found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, **others)
+        layers = (name for name, module in model.named_modules() if isinstance(module, TuckALayer))
+        wrapped = tuple(f"{plain_name(name)}.tucka_" for name in layers if name != plain_name(name))
+        return {**found, **{key: value for key, value in state_dict.items() if key.startswith(wrapped)}}
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: TuckAConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Check what PEFT is about to load, before it writes the first tensor."""
         tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        return checked_tensors(model, config, adapter_name, tensors)
+        loading, config.loading = config.loading, None
+        try:
+            return checked_tensors(model, config, adapter_name, tensors)
+        except CheckpointError:
+            if loading is not None:
+                loading.undo(model, adapter_name)
+            raise
 
     # Merging and unloading
 
@@ -198,3 +223,11 @@ class TuckAModel(BaseTuner):
 
 def _no_change(_module: nn.Module, _args: Any) -> None:
     """Only be there."""
+
+
+def _warn_of_a_router_that_cannot_learn(config: TuckAConfig) -> None:
+    routed = config.pinned_gates is None and not config.inference_mode
+    if routed and config.t == 1 and config.gate_norm:
+        rule = "at least 2 where gates are normalised, since one expert's gate is always 1 and the router cannot learn"
+        cure = "Use t >= 2 or gate_norm=False; as it is, the router gets no gradient and stays as it starts"
+        warnings.warn(expected("t", rule, 1, where="TuckAConfig", cure=cure), stacklevel=3)

@@ -26,7 +26,13 @@ _PARTS = {"g": "cores", "c": "expert_factor", "u": "basis"}
 # The adapter's name and ".weight" may follow, depending on who saved it.
 _KEY = re.compile(r"(?P<layer>.+)\.tucka_(?P<part>g|c|u|ec)(\.[^.]+)?(\.weight)?")
 # What their code computes, as options of this one.
-_VARIANT = {"affinity": "group_norm", "factor_norm": "frobenius", "gate_norm": False, "routing": "batch"}
+_VARIANT = {
+    "affinity": "group_norm",
+    "temperature": 1.0,
+    "factor_norm": "frobenius",
+    "gate_norm": False,
+    "routing": "batch",
+}
 
 # Where a tensor goes, and what is written there.
 _Plan = list[tuple[Tensor, Tensor]]

@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.routing import Router
 from tucka.backends.torch.scope import scope_of
-from tucka.backends.torch.synchronization import broadcast_from_first, gather_rows, shard_like
-from tucka.core.initialization import balanced_centroids, data_aware_centroids
+from tucka.backends.torch.synchronization import broadcast_from_first, shard_like, sum_over_ranks
+from tucka.core.initialization import balanced_centroids, data_aware_centroids, kaiming_centroids
 from tucka.core.routing import routing_feature
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import chosen_adapter as _adapter
 from tucka.peft.adapters import spec_of
-from tucka.peft.observation import observe
-from tucka.spec import Routing
+from tucka.peft.observation import RowSample, observe
+from tucka.peft.sharded import whole_parameters
+from tucka.spec import Routing, check_finite
 
-# Enough to find a few principal axes; bounds the memory of token routing.
-_FEATURES_PER_BATCH = 4096
+# Enough to find a few principal axes; bounds memory and time, of token routing above all.
+_FEATURES = 2048
 
-__all__ = ["expert_load", "initialize_router", "last_route"]
+__all__ = ["balance_router", "expert_load", "initialize_router", "last_route"]
 
 
 def last_route(model: nn.Module, adapter_name: str | None = None) -> Tensor:
@@ -80,10 +81,52 @@ def expert_load(model: nn.Module, reset: bool = False, adapter_name: str | None 
     """
     scope, name = scope_of(model), _adapter(model, adapter_name)
     load = scope.load.get(name)
-    result = torch.zeros(spec_of(model, name).groups, dtype=torch.int64) if load is None else load.clone()
+    if load is None:  # created pinned, without a router
+        return torch.zeros(spec_of(model, name).groups, dtype=torch.int64)
     if reset:
-        scope.load.pop(name, None)
-    return result
+        scope.reset_load(name)
+    return load.clone()
+
+
+def balance_router(model: nn.Module, load: Tensor, *, adapter_name: str | None = None) -> None:
+    """Move the bias on the choice of groups against their load, where ``balance_rate`` is above zero.
+
+    `RouterCallback` does this after each training step; in a loop of one's own, call it there. With several ranks, all
+    have to call it.
+
+    Parameters
+    ----------
+    model : Module
+        A model with a TuckA adapter.
+    load : Tensor, shape (k,)
+        How often each group was chosen in the step on this rank: ``expert_load(model, reset=True)``.
+    adapter_name : str, optional
+        Which adapter; the active one if None.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such adapter.
+    RouteError
+        If the adapter has no router.
+    ShapeError
+        If there is not one number for each group.
+
+    References
+    ----------
+    .. [1] arXiv:2408.15664, Algorithm 1.
+    """
+    _, router = _routed(model, adapter_name)
+    if router.choice_bias is not None:
+        router.update_bias(sum_over_ranks(load))
+
+
+def _routed(model: nn.Module, adapter_name: str | None) -> tuple[str, Router]:
+    name, scope = _adapter(model, adapter_name), scope_of(model)
+    router = scope.router(name)
+    if router is None or name in scope.pinned:
+        raise RouteError(expected("adapter_name", "an adapter that is routed", f"the pinned {name!r}"))
+    return name, router
 
 
 @torch.no_grad()
@@ -93,12 +136,15 @@ def initialize_router(
     *,
     adapter_name: str | None = None,
     max_batches: int = 32,
+    scale: float | None = None,
     progress: bool = True,
 ) -> None:
     """Start a router from the user's own data; its load counts start anew.
 
-    The centred affinities get directions that split the features evenly, ``"dot"`` and ``"group_norm"`` the paper's
-    data-aware initialisation. Modes and random numbers of the model stay as they were. With several ranks, all have to
+    The configuration's ``router_init`` says how: directions that split the features evenly (``"balanced"``), the
+    paper's data-aware initialisation (``"dai"``), or directions at random (``"kaiming"``); the affinities with a centre
+    get the mean of the features as theirs, whatever the way. Modes and random numbers of the model stay as they were.
+    Batches are streamed: of all features, a uniform sample of at most 2,048 is kept. With several ranks, all have to
     call this; their data is put together and all get the same router.
 
     Parameters
@@ -111,21 +157,21 @@ def initialize_router(
         Which adapter; the active one if None.
     max_batches : int
         How many batches to look at.
+    scale : float, optional
+        The paper's a (Eq. 10), for ``"dai"`` alone; the spread of the features if None.
     progress : bool
         Whether to show a progress bar.
 
     Raises
     ------
     ConfigError
-        If there is no such active adapter, or no batch.
+        If there is no such active adapter, no batch, or a scale that is negative or without ``"dai"``.
     RouteError
         If the adapter has no router.
     """
-    name, scope = _adapter(model, adapter_name), scope_of(model)
-    router = scope.router(name)
-    if router is None or name in scope.pinned:
-        raise RouteError(expected("adapter_name", "an adapter that is routed", f"the pinned {name!r}"))
-    features = [torch.zeros(0, router.in_features)]
+    name, router = _routed(model, adapter_name)
+    _check_scale(scale, router.spec.initialization)
+    features = RowSample(_FEATURES, router.in_features, seed=router.seed)
     # Sample means also for batch routing: batch means vary along the same axes, and there are fewer of them.
     granularity: Routing = "token" if router.spec.routing == "token" else "sample"
 
@@ -133,28 +179,44 @@ def initialize_router(
         mask = None if router.count_padding else mask
         feature = routing_feature(x.float(), mask=mask, granularity=granularity)
         kept = feature if mask is None else feature[mask != 0 if granularity == "token" else (mask != 0).any(dim=1)]
-        features.append(kept.reshape(-1, x.shape[-1])[:_FEATURES_PER_BATCH].cpu())
+        features.add(kept.reshape(-1, x.shape[-1]))
 
     title = "TuckA router: looking at data"
     observe(model, name, batches, watch, title=title, limit=max_batches, progress=progress)
-    rows = gather_rows(torch.cat(features))
+    rows = features.gather()
     if not len(rows):
         raise ConfigError(expected("batches", "at least one batch", "none", where="initialize_router"))
-    _start(router, rows)
-    scope.load.pop(name, None)
+    with whole_parameters(model, router):
+        _start(router, rows, scale)
+    scope_of(model).reset_load(name)
 
 
-def _start(router: Router, features: Tensor) -> None:
+def _check_scale(scale: float | None, way: str) -> None:
+    if scale is None:
+        return
+    if way != "dai":
+        rule = f"None with router_init={way!r}, which is not Eq. (10)"
+        raise ConfigError(expected("scale", rule, scale, where="initialize_router"))
+    if check_finite("scale", scale, where="initialize_router") < 0:
+        raise ConfigError(expected("scale", "a number that is not negative", scale, where="initialize_router"))
+
+
+def _start(router: Router, features: Tensor, scale: float | None) -> None:
     """Set a router's centroids and centre from features of shape (n, d), alike on all ranks."""
-    spec = router.spec
-    groups, experts, seed = spec.groups, spec.experts_per_group, router.seed
-    if spec.affinity in ("centered", "directional"):
-        centroids, center = balanced_centroids(features, groups=groups, experts_per_group=experts, seed=seed)
+    spec, seed = router.spec, router.seed
+    sizes: dict[str, Any] = {"groups": spec.groups, "experts_per_group": spec.experts_per_group, "seed": seed}
+    center = features.mean(dim=0) if spec.has_center else torch.zeros(features.shape[1])
+    if spec.initialization == "balanced":
+        centroids, center = balanced_centroids(features, kind=spec.affinity, **sizes)
+    elif spec.initialization == "dai":
+        if scale is None:
+            # The spread of the features themselves: with the authors' a = 10 the scores saturate.
+            scale = max(float(features.std(dim=0, correction=0).mean()), 1e-3)
+        # Seen from the centre, as the features are.
+        centroids = data_aware_centroids(features - center, scale=scale, **sizes)
     else:
-        # The spread of the features themselves: with the authors' a = 10 the scores saturate.
-        scale = max(float(features.std(dim=0, correction=0).mean()), 1e-3)
-        options: dict[str, Any] = {"groups": groups, "experts_per_group": experts, "scale": scale, "seed": seed}
-        centroids, center = data_aware_centroids(features, **options), torch.zeros(features.shape[1])
+        shape = (spec.groups, spec.experts_per_group, features.shape[1])
+        centroids = kaiming_centroids(shape, seed=seed, like=features)
     device = router.center.device
     centroids, center = centroids.to(device), center.to(device)
     broadcast_from_first(centroids, center)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import _CachingTorchDispatchMode
 
 from tucka.backends.torch.alignment import align_gates, fitting_mask, mean_over_tokens, prompt_mask
 
-__all__ = ["Replays", "Run", "ThreadState", "outside_checkpoints"]
+__all__ = ["Generation", "Replays", "Run", "ThreadState", "is_transformed", "outside_checkpoints"]
 
 
 class Run:
@@ -260,6 +262,27 @@ class _Replay:
         self.replays.begin(self.run)
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Tell whether a tensor exists only inside a transformation of `torch.func`, and must not be kept beyond it.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Any.
+
+    Returns
+    -------
+    bool
+        False in compiled code.
+
+    Examples
+    --------
+    >>> is_transformed(torch.ones(2)), bool(torch.vmap(lambda x: x + is_transformed(x))(torch.zeros(2)).all())
+    (False, True)
+    """
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
@@ -287,4 +310,7 @@ def outside_checkpoints() -> Iterator[None]:
             # Checkpoints see what is saved through the innermost pair of such hooks; torch.func allows none.
             with contextlib.suppress(RuntimeError):
                 stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_same, _same))
+            # Selective ones count the operations themselves, and take those of the recomputation for the same ones.
+            if any(isinstance(mode, _CachingTorchDispatchMode) for mode in _get_current_dispatch_mode_stack()):
+                stack.enter_context(_disable_current_modes())
         yield

@@ -7,6 +7,7 @@ on the model mark where a forward begins and ends. Everything here belongs to on
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.alignment import count_groups
+from tucka.backends.torch.generation import is_causal
 from tucka.backends.torch.hooks import ForwardHooks
 from tucka.backends.torch.routing import Router
-from tucka.backends.torch.runs import Run, outside_checkpoints
+from tucka.backends.torch.runs import Run, is_transformed, outside_checkpoints
 from tucka.backends.torch.synchronization import gates_over_ranks, takes_common_decision
 from tucka.errors import RouteError, expected
 
@@ -62,7 +64,7 @@ class RoutingScope(ForwardHooks):
     load : dict
         Adapter name to the number of routings that each group got.
     last : dict
-        Adapter name to the gates of the latest forward, detached.
+        Adapter name to the gates of the latest forward, detached; None before the first one.
     observers : dict
         Adapter name to a function that is called with input, token mask and gates of each new route.
 
@@ -79,6 +81,36 @@ class RoutingScope(ForwardHooks):
         self.pinned: dict[str, Tensor] = {}
         self.load: dict[str, Tensor] = {}
         self.observers: dict[str, Callable[[Tensor, Tensor | None, Tensor], None]] = {}
+        self._warned: set[str] = set()
+
+    def own(self, adapter: str, layer: Any) -> None:
+        """Make a layer the owner of an adapter's router, and start the adapter's counts.
+
+        Parameters
+        ----------
+        adapter : str
+            Its name.
+        layer : Module
+            The layer that holds its router.
+        """
+        self.owners[adapter] = layer
+        # From the start, so that a compiled forward finds them when it is traced, and is not traced again.
+        self.last[adapter] = None
+        self.reset_load(adapter)
+
+    def reset_load(self, adapter: str) -> None:
+        """Count an adapter's routings from zero again.
+
+        Parameters
+        ----------
+        adapter : str
+            Name of one that has a router.
+        """
+        router = self.owners[adapter].tucka_router[adapter]
+        device = router.centroids.device
+        device = torch.device("cpu") if device.type == "meta" else device
+        with torch.inference_mode(False):  # else counting would fail in training, which may come later
+            self.load[adapter] = torch.zeros(router.spec.groups, dtype=torch.int64, device=device)
 
     def forget(self, adapter: str) -> None:
         """Drop all that is kept for an adapter; with the last one, leave the model.
@@ -91,6 +123,7 @@ class RoutingScope(ForwardHooks):
         entries: dict[str, Any]
         for entries in (self.owners, self.options, self.pinned, self.load, self.last, self.observers):
             entries.pop(adapter, None)
+        self._warned.discard(adapter)
         for run in self.known_runs():
             run.forget(adapter)
         if not self.owners and not self.pinned:
@@ -165,18 +198,40 @@ class RoutingScope(ForwardHooks):
         router = self._checked_router(adapter, layer, x, run, options)
         # Token routing has no feature that averages; its mask only tells which tokens to count.
         prompt = options.prompt_only and router.spec.routing != "token"
-        mask = run.mask_for(x, in_decoder=layer.in_decoder, prompt=prompt)
+        if prompt and run.labels is None and layer.training and torch.is_grad_enabled():
+            self._warn_of_missing_labels(adapter)
         with outside_checkpoints():
+            mask = run.mask_for(x, in_decoder=layer.in_decoder, prompt=prompt)
             if options.synchronized and layer.training and takes_common_decision(router):
                 gates = gates_over_ranks(router, x, mask)
             else:
                 gates = router(x, mask)
+            if not is_transformed(gates):
+                self._count(adapter, count_groups(gates, mask))
         run.routes[adapter], run.token_masks[adapter] = gates, mask
         run.made_in_decoder[adapter] = layer.in_decoder
-        counts, known = count_groups(gates, mask), self.load.get(adapter)
-        self.load[adapter] = counts if known is None else known.to(counts.device) + counts
         if adapter in self.observers:
             self.observers[adapter](x, mask, gates)
+
+    def _warn_of_missing_labels(self, adapter: str) -> None:
+        """Say once that a causal model in training is routed on all of its tokens, though its prompt was asked for."""
+        if adapter in self._warned or self._root is None or not is_causal(self._root):
+            return
+        self._warned.add(adapter)
+        rule = (
+            f"labels in training with route_tokens='prompt' (adapter {adapter!r}), since they tell prompt from answer"
+        )
+        cure = "All tokens count now. Pass labels to the model (the Trainer's label smoothing takes them away)"
+        warnings.warn(expected("labels", rule, None, cure=cure), stacklevel=2)
+
+    def _count(self, adapter: str, counts: Tensor) -> None:
+        """Add to an adapter's counts, on the device where they are made, without waiting for it."""
+        load = self.load[adapter]
+        if load.device != counts.device:  # the model has moved
+            with torch.inference_mode(False):
+                load = self.load[adapter] = load.to(counts.device, non_blocking=counts.is_cuda)
+        # In place: what a compiled or captured forward starts from is then the same tensor each time.
+        load.add_(counts)
 
     def _checked_router(self, adapter: str, layer: Any, x: Tensor, run: Run, options: RouteOptions) -> Router:
         """Return the router of an adapter if this layer may make the route."""
@@ -184,10 +239,17 @@ class RoutingScope(ForwardHooks):
         if router is None:
             rule = f"a router or pinned gates for adapter {adapter!r}"
             raise RouteError(expected("route", rule, "neither", where=where(layer)))
+        if getattr(layer, "_is_replica", False):  # set by nn.DataParallel, which copies layers past their scope
+            rule, got = "one process for each device", "nn.DataParallel, which cannot train or run a router"
+            cure = "Start the script with `accelerate launch` or `torchrun`, or pin the route"
+            raise RouteError(expected("model", rule, got, where=where(self.owners[adapter]), cure=cure))
         if options.owner_only and self.owners[adapter] is not layer:
             rule, got = f"the layer of router_module, {where(self.owners[adapter])}, to run first", "an earlier one"
             cure = "Name a layer that runs before all other adapted ones, or leave router_module out"
             raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
+        if x.ndim < 2:
+            rule, cure = "an input with axes (B, ..., d)", "Add a batch axis with x[None]"
+            raise RouteError(expected("route", rule, f"shape {tuple(x.shape)}", where=where(layer), cure=cure))
         if x.shape[-1] != router.in_features:
             cure = "Adapt one tower only (exclude_modules), or name the layer that routes in router_module"
             rule = f"the first adapted layer that runs to be {router.in_features} wide, as the router"

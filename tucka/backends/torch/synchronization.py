@@ -9,9 +9,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tucka.backends.torch.routing import Router
-from tucka.core.routing import routing_feature, select_gates
+from tucka.core.routing import routing_feature
 
-__all__ = ["broadcast_from_first", "gates_over_ranks", "gather_rows", "shard_like", "takes_common_decision"]
+__all__ = [
+    "broadcast_from_first",
+    "gates_over_ranks",
+    "gather_rows",
+    "shard_like",
+    "sum_over_ranks",
+    "takes_common_decision",
+]
 
 
 def _has_ranks() -> bool:
@@ -82,7 +89,8 @@ def gates_over_ranks(router: Router, hidden: Tensor, mask: Tensor | None) -> Ten
         present = samples.new_tensor(len(samples)) if mask is None else (mask != 0).flatten(1).any(dim=1).sum()
         total = _SumOverRanks.apply(torch.cat([samples.sum(dim=0), present.to(samples.dtype)[None]]))
         feature = total[:-1] / total[-1].clamp(min=1)
-        gates: Tensor = select_gates(router.logits(feature), normalize=router.spec.gate_norm)
+    # By a call of the router, as if this were one sample: hooks that gather its parameters (DeepSpeed's) then see it.
+    gates: Tensor = router(feature[None])
     return gates
 
 
@@ -109,6 +117,31 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, rows)
     return torch.cat([part for part in parts if len(part)] or [rows])
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Add up what the ranks counted.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        This rank's; the same shape on all ranks.
+
+    Returns
+    -------
+    Tensor
+        The sum; `tensor` itself without other ranks.
+
+    Examples
+    --------
+    >>> sum_over_ranks(torch.tensor([1, 2]))
+    tensor([1, 2])
+    """
+    if not _has_ranks():
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def broadcast_from_first(*tensors: Tensor) -> None:
