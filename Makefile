@@ -10,7 +10,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format docs docs-serve quality clean
+.PHONY: help install demo test test-all test-quantised lint format docs docs-serve quality clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,13 @@ test: $(STAMP)  ## the test suite, doctests and documents included
 
 test-all: $(STAMP)  ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
+
+# In an environment of its own: both libraries print warnings whenever anything imports peft.
+test-quantised:  ## the tests of 4- and 8-bit base layers on bitsandbytes and torchao
+	$(PYTHON) -m venv $(VENV)-quantised
+	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt torch
+	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt --editable '.[quantised]' pytest hypothesis
+	$(VENV)-quantised/bin/python -m pytest tests/peft_method/test_quantized.py tests/torch_layers/test_base_layers.py
 
 lint: $(STAMP)  ## ruff, mypy, numpydoc, spelling
 	$(BIN)/ruff check .
@@ -65,4 +72,4 @@ quality: $(STAMP)  ## every method on the tasks that run here, one seed: about a
 	$(BIN)/python -m benchmarks.quality.report
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-quantised demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis

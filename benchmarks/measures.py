@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 import weakref
@@ -35,33 +36,48 @@ def _wait(x: Tensor) -> None:
         torch.cuda.synchronize()
 
 
-def times_in_turns(models: Mapping[str, nn.Module], x: Tensor, kind: str, rounds: int) -> dict[str, list[list[float]]]:
-    """Time all models once in every round, each round starting with another one; wall and processor seconds."""
-    names, run = list(models), RUNS[kind]
-    for name in names * 2:
-        run(models[name], x)
-    times: dict[str, list[list[float]]] = {name: [] for name in names}
+Times = dict[int, tuple[float, float]]  # number of the round to wall and processor seconds
+
+
+def _timed(model: nn.Module, x: Tensor, kind: str) -> tuple[float, float]:
+    _wait(x)
+    wall, processor = time.perf_counter(), time.process_time()
+    RUNS[kind](model, x)
+    _wait(x)
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def times_in_turns(
+    models: Mapping[str, nn.Module], x: Tensor, kind: str, rounds: int, budget: float
+) -> dict[str, Times]:
+    """Time all models once in every round, in an order of its own, so that no model always runs after the same one.
+
+    A model that has used up its `budget` of seconds sits the later rounds out, but takes part in three at least.
+    """
+    names = list(models)
+    spent = dict.fromkeys(names, 0.0)
+    for name in names:
+        first = sum(_timed(models[name], x, kind)[:1])
+        spent[name] = first if first > budget / 4 else first + _timed(models[name], x, kind)[0]
+    times: dict[str, Times] = {name: {} for name in names}
     for turn in range(rounds):
-        start = turn % len(names)
-        for name in names[start:] + names[:start]:
-            _wait(x)
-            wall, processor = time.perf_counter(), time.process_time()
-            run(models[name], x)
-            _wait(x)
-            times[name].append([time.perf_counter() - wall, time.process_time() - processor])
+        for name in random.Random(turn).sample(names, len(names)):
+            if spent[name] < budget or len(times[name]) < 3:
+                times[name][turn] = _timed(models[name], x, kind)
+                spent[name] += times[name][turn][0]
     return times
 
 
-def summary(times: list[list[float]], base: list[list[float]]) -> dict[str, float]:
+def summary(times: Times, base: Times) -> dict[str, float]:
     """Summarise one model's times, and by how much they exceed the frozen base's of the same round."""
-    result = {}
+    result: dict[str, float] = {"rounds": len(times)}
     for clock, name in enumerate(("wall", "processor")):
-        own = [pair[clock] for pair in times]
+        own = [pair[clock] for pair in times.values()]
         result[f"{name}_ms"] = 1e3 * statistics.median(own)
         result[f"{name}_least_ms"] = 1e3 * min(own)
-        over = [pair[clock] - other[clock] for pair, other in zip(times, base, strict=True)]
+        over = [pair[clock] - base[turn][clock] for turn, pair in times.items() if turn in base]
         result[f"{name}_overhead_ms"] = 1e3 * statistics.median(over)
-        result[f"{name}_overhead_least_ms"] = 1e3 * (min(own) - min(pair[clock] for pair in base))
+        result[f"{name}_overhead_least_ms"] = 1e3 * (min(own) - min(pair[clock] for pair in base.values()))
     return result
 
 
@@ -90,10 +106,15 @@ def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
     return sum(sizes), len(sizes)
 
 
-def multiply_adds(model: nn.Module, x: Tensor) -> int:
+def multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Count those of the matrix products in a forward and in its backward."""
     with FlopCounterMode(display=False) as counter:
-        model(x)
-    return int(counter.get_total_flops()) // 2
+        result = model(x)
+        forward = int(counter.get_total_flops()) // 2
+        result.float().square().mean().backward()
+        both = int(counter.get_total_flops()) // 2
+    training_step(model, x)  # clears the gradients
+    return forward, both - forward
 
 
 # fmt: off
@@ -128,11 +149,12 @@ def peak_memory(model: nn.Module, x: Tensor) -> int | None:
 def counts(model: nn.Module, x: Tensor) -> dict[str, Any]:
     """Take all measures that do not depend on time."""
     kept, storages = kept_for_backward(model, x)
+    forward, backward = multiply_adds(model, x)
     return {
         "trainable": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         "kept_bytes": kept,
         "kept_storages": storages,
-        "multiply_adds": multiply_adds(model, x),
-        "operators": operators(model, x),
+        "multiply_adds": forward,
+        "multiply_adds_backward": backward,
         "peak_memory": peak_memory(model, x),
     }

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import peft
 import torch
 from torch import Tensor, nn
 
+from tucka import count_flops
 from tucka.backends.torch import HouseholderAdapter
 from tucka.peft import TuckAConfig, accelerate_hra
 
 Build = Callable[[nn.Module, list[str], int], nn.Module]
 
+GROUPS = 4  # of tucka
 BLOCK = 8  # of OFT and BOFT; their parameters are then about as many as rank 8 has elsewhere
 
 
@@ -55,9 +58,9 @@ METHODS: dict[str, Build] = {
     "PEFT Lily": _peft(lambda r, names: peft.LilyConfig(r=r, stride_A=1, num_B=2, target_modules=names)),
     "PEFT HRA, accelerated": _accelerated,
     "tucka HRA": _reflections,
-    "tucka batch": _peft(lambda r, names: TuckAConfig(r=r, routing="batch", target_modules=names)),
-    "tucka sample": _peft(lambda r, names: TuckAConfig(r=r, routing="sample", target_modules=names)),
-    "tucka token": _peft(lambda r, names: TuckAConfig(r=r, routing="token", target_modules=names)),
+    "tucka batch": _peft(lambda r, names: TuckAConfig(r=r, k=GROUPS, routing="batch", target_modules=names)),
+    "tucka sample": _peft(lambda r, names: TuckAConfig(r=r, k=GROUPS, routing="sample", target_modules=names)),
+    "tucka token": _peft(lambda r, names: TuckAConfig(r=r, k=GROUPS, routing="token", target_modules=names)),
 }
 
 
@@ -102,6 +105,34 @@ def targets_of(model: nn.Module) -> list[str]:
     if isinstance(model, Stack):
         return [name for name, _ in model.named_children()]
     return ["query", "key", "value", "dense"]
+
+
+def widths_of(model: nn.Module) -> list[tuple[int, int]]:
+    """List input and output width of the layers that are adapted, the one that runs first in front."""
+    names, layers = targets_of(model), dict(model.named_modules())
+    found = [layer for name, layer in layers.items() if name.rpartition(".")[2] in names]
+    return [(layer.in_features, layer.out_features) for layer in found if isinstance(layer, nn.Linear)]
+
+
+FORMULAS: dict[str, dict[str, Any]] = {
+    "PEFT LoRA": {"method": "lora"},
+    "tucka batch": {"method": "tucka", "k": GROUPS, "routing": "batch"},
+    "tucka sample": {"method": "tucka", "k": GROUPS, "routing": "sample"},
+    "tucka token": {"method": "tucka", "k": GROUPS, "routing": "token"},
+}
+
+
+def formula_of(method: str, model: nn.Module, rank: int, *, tokens: int, samples: int) -> dict[str, int] | None:
+    """Count by `tucka.count_flops` what a method adds to a forward and a backward, where that has a formula for it."""
+    sizes = dict(FORMULAS.get(method, {}))
+    if not sizes:
+        return None
+    name, widths = sizes.pop("method"), widths_of(model)
+    options = {"tokens": tokens, "samples": samples, "r": rank, **sizes}
+    return {
+        "multiply_adds": count_flops(name, widths, **options),
+        "multiply_adds_backward": count_flops(name, widths, backward=True, **options),
+    }
 
 
 def built(method: str, model: nn.Module, rank: int, device: torch.device, dtype: torch.dtype) -> nn.Module:

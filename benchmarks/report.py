@@ -19,27 +19,55 @@ def _ratios(methods: dict[str, Any], kind: str, clock: str) -> dict[str, float]:
     return {name: values[kind][key] / methods[PEER][kind][key] for name, values in methods.items() if name != BASE}
 
 
+HEAD = [
+    "method",
+    "training step, ms",
+    "overhead ÷ LoRA's",
+    "inference, ms",
+    "overhead ÷ LoRA's",
+    "rounds",
+    "kept, MiB",
+    "kept beyond frozen ÷ LoRA's",
+    "Mmult-adds beyond frozen, forward",
+    "backward",
+    "÷ formula",
+    "operators beyond frozen, per layer",
+    "once",
+]
+
+
+def _agreement(values: dict[str, Any], base: dict[str, Any]) -> str:
+    """Divide the measured multiply-adds beyond the frozen model by the formula's, forward and backward together."""
+    if values["formula"] is None:
+        return ""
+    names = ("multiply_adds", "multiply_adds_backward")
+    return f"{sum(values[name] - base[name] for name in names) / sum(values['formula'].values()):.4f}"
+
+
 def table(report: dict[str, Any], clock: str) -> str:
     """Write the Markdown table of one result file."""
     methods, options = report["methods"], report["options"]
-    depth = options["depth"]
-    training, inference = (_ratios(methods, kind, clock) for kind in ("training", "inference"))
-    base = methods[BASE]
-    head = ["method", "training step, ms", "overhead / LoRA's", "inference overhead / LoRA's", "kept, MiB"]
-    head += ["kept beyond frozen / LoRA's", "Mmult-adds beyond frozen", "operators beyond frozen, per block"]
+    layers = report["adapted_layers"] / options["depth"]
+    ratios = {kind: _ratios(methods, kind, clock) for kind in ("training", "inference")}
+    base, peer = methods[BASE], methods[PEER]
+    on_device = any(values["peak_memory"] for values in methods.values())
+    head = [*HEAD, *(["peak memory, MiB"] if on_device else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, values in methods.items():
-        extra = (values["kept_bytes"] - base["kept_bytes"]) / (methods[PEER]["kept_bytes"] - base["kept_bytes"])
-        row = [
-            name,
-            f"{values['training'][f'{clock}_ms']:.1f}",
-            f"{training[name]:.2f}" if name != BASE else "",
-            f"{inference[name]:.2f}" if name != BASE else "",
-            f"{values['kept_bytes'] / 2**20:.1f}",
-            f"{extra:.3f}" if name != BASE else "",
-            f"{(values['multiply_adds'] - base['multiply_adds']) / 1e6:.1f}",
-            f"{(values['operators'] - base['operators']) / depth:.0f}",
-        ]
+        beyond = {key: values[key] - base[key] for key in values if isinstance(values[key], int)}
+        row = [name]
+        for kind in ("training", "inference"):
+            row += [f"{values[kind][f'{clock}_ms']:.1f}", f"{ratios[kind][name]:.2f}" if name != BASE else ""]
+        row += [f"{values['training']['rounds']}, {values['inference']['rounds']}"]
+        row += [f"{values['kept_bytes'] / 2**20:.1f}"]
+        if name == BASE:
+            row += [""] * 6
+        else:
+            row += [f"{beyond['kept_bytes'] / (peer['kept_bytes'] - base['kept_bytes']):.3f}"]
+            row += [f"{beyond[key] / 1e6:.1f}" for key in ("multiply_adds", "multiply_adds_backward")]
+            row += [_agreement(values, base)]
+            row += [f"{beyond['operators_per_block'] / layers:.0f}", f"{beyond['operators_once']}"]
+        row += [f"{values['peak_memory'] / 2**20:.0f}"] if on_device else []
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
@@ -50,7 +78,7 @@ def caption(report: dict[str, Any], clock: str) -> str:
     shape = f"{options['samples']}×{options['tokens']} tokens, d = {options['width']}, rank {options['rank']}"
     libraries = f"torch {versions['torch']}, peft {versions['peft']}"
     model = f"{options['model']}, depth {options['depth']}, {options['dtype']}"
-    where = f"{report['device']}, {options['threads']} threads, {clock} clock, medians of {options['rounds']} rounds"
+    where = f"{report['device']}, {options['threads']} thread(s), {clock} clock, medians"
     return f"{model}; {shape}; {where}; {libraries}; seed {options['seed']}, commit {(report['commit'] or '?')[:10]}"
 
 

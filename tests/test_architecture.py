@@ -165,7 +165,7 @@ def test_no_module_is_a_drawer_for_the_rest(module):
 def test_a_module_fits_into_one_reading(module):
     path = PACKAGE.parent.joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    assert len(path.read_text("utf-8").splitlines()) <= 300
+    assert len(path.read_text("utf-8").splitlines()) <= 400
 
 
 HEAVY_IMPORTS = """

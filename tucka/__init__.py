@@ -10,7 +10,7 @@ from tucka.core.decomposition import FittedExperts, compress, fit_experts
 from tucka.core.experts import TuckerExperts
 from tucka.core.householder import householder_experts, householder_gamma, householder_product
 from tucka.core.initialization import balanced_centroids, data_aware_centroids, kaiming_centroids
-from tucka.core.load import load_entropy
+from tucka.core.load import CollapseAlarm, load_entropy
 from tucka.core.modes import mode_product, multi_mode_product
 from tucka.core.paper_tables import PaperCell, paper_counts
 from tucka.core.routing import affinity_logits, routing_feature, select_gates
@@ -19,6 +19,7 @@ from tucka.spec import TuckerSpec
 
 __all__ = [
     "CheckpointError",
+    "CollapseAlarm",
     "ConfigError",
     "FittedExperts",
     "PaperCell",

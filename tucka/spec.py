@@ -12,11 +12,25 @@ from typing import Any, Literal, get_args
 
 from tucka.errors import ConfigError, expected
 
-__all__ = ["Affinity", "FactorNorm", "Routing", "TuckerSpec", "check_choice", "check_count", "check_finite"]
+__all__ = [
+    "CENTERED",
+    "Affinity",
+    "FactorNorm",
+    "RouterInit",
+    "Routing",
+    "TuckerSpec",
+    "check_choice",
+    "check_count",
+    "check_finite",
+    "check_positive",
+]
 
 Routing = Literal["batch", "sample", "token"]
 Affinity = Literal["dot", "group_norm", "centered", "directional"]
 FactorNorm = Literal["frobenius"]
+RouterInit = Literal["balanced", "dai", "kaiming"]
+# The affinities that subtract a centre from the features.
+CENTERED = ("centered", "directional")
 
 
 def check_count(name: str, value: Any, *, least: int = 1, where: str = "") -> int:
@@ -87,6 +101,38 @@ def check_finite(name: str, value: Any, *, where: str = "") -> float:
     return float(value)
 
 
+def check_positive(name: str, value: Any, *, where: str = "") -> float:
+    """Return `value` as a float, or say why it is not a finite number above zero.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for the message.
+    value : object
+        The value given.
+    where : str
+        The caller, for the message.
+
+    Returns
+    -------
+    float
+        The value.
+
+    Raises
+    ------
+    ConfigError
+        If `value` is not a finite number above zero.
+
+    Examples
+    --------
+    >>> check_positive("temperature", 0.5)
+    0.5
+    """
+    if check_finite(name, value, where=where) <= 0:
+        raise ConfigError(expected(name, "a positive number", repr(value), where=where))
+    return float(value)
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...], *, where: str = "") -> None:
     """Raise unless `value` is one of `choices`.
 
@@ -135,6 +181,13 @@ class TuckerSpec:
         How fine the routing is; ``"batch"`` is the paper's.
     affinity : {"dot", "group_norm", "centered", "directional"}
         How a feature is compared with the centroids, see `tucka.affinity_logits`.
+    temperature : float
+        Divides the logits before the sigmoid; lower makes the gates of a group differ more.
+    balance_rate : float
+        γ: by how much a router's bias on the choice moves against the load at each update; 0 for no such bias.
+    router_init : {None, "balanced", "dai", "kaiming"}
+        How data starts a router. ``"balanced"`` needs an affinity with a centre. None stands for it there, and for
+        the paper's ``"dai"`` elsewhere.
     gate_norm : bool
         Whether the gates of the chosen group are made to sum to one (the paper's Eq. 8).
     factor_norm : {None, "frobenius"}
@@ -162,6 +215,9 @@ class TuckerSpec:
     alpha: float = 1.0
     routing: Routing = "batch"
     affinity: Affinity = "directional"
+    temperature: float = 1.0
+    balance_rate: float = 0.0
+    router_init: RouterInit | None = None
     gate_norm: bool = True
     factor_norm: FactorNorm | None = None
 
@@ -171,8 +227,41 @@ class TuckerSpec:
         check_finite("alpha", self.alpha, where="TuckerSpec")
         check_choice("routing", self.routing, get_args(Routing), where="TuckerSpec")
         check_choice("affinity", self.affinity, get_args(Affinity), where="TuckerSpec")
+        check_positive("temperature", self.temperature, where="TuckerSpec")
+        if check_finite("balance_rate", self.balance_rate, where="TuckerSpec") < 0:
+            rule = "a number that is not negative"
+            raise ConfigError(expected("balance_rate", rule, repr(self.balance_rate), where="TuckerSpec"))
+        self._check_router_init()
         check_choice("gate_norm", self.gate_norm, (True, False), where="TuckerSpec")
         check_choice("factor_norm", self.factor_norm, (None, *get_args(FactorNorm)), where="TuckerSpec")
+
+    def _check_router_init(self) -> None:
+        check_choice("router_init", self.router_init, (None, *get_args(RouterInit)), where="TuckerSpec")
+        if self.router_init == "balanced" and not self.has_center:
+            rule, cure = f"'dai' or 'kaiming' with affinity={self.affinity!r}", "Use affinity='directional'"
+            raise ConfigError(expected("router_init", rule, "'balanced'", where="TuckerSpec", cure=cure))
+
+    @property
+    def has_center(self) -> bool:
+        """Whether the affinity subtracts a centre from the features.
+
+        Returns
+        -------
+        bool
+            True for ``"centered"`` and ``"directional"``.
+        """
+        return self.affinity in CENTERED
+
+    @property
+    def initialization(self) -> RouterInit:
+        """How data starts a router: `router_init`, or what it stands for if None.
+
+        Returns
+        -------
+        {"balanced", "dai", "kaiming"}
+            The way.
+        """
+        return self.router_init or ("balanced" if self.has_center else "dai")
 
     @property
     def num_experts(self) -> int:

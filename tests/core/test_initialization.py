@@ -54,9 +54,10 @@ def test_balanced_centroids_split_skewed_data_evenly(seed):
     rng = np.random.default_rng(seed)
     count, width, groups, experts = 1000, 8, 3, 2
     features = 50 + rng.standard_normal((count, width)) * rng.uniform(0.01, 100, width)
-    centroids, center = tucka.balanced_centroids(features, groups=groups, experts_per_group=experts, seed=seed)
-    np.testing.assert_allclose(center, features.mean(axis=0))
     for kind in ("centered", "directional"):
+        options = {"groups": groups, "experts_per_group": experts, "seed": seed, "kind": kind}
+        centroids, center = tucka.balanced_centroids(features, **options)
+        np.testing.assert_allclose(center, features.mean(axis=0))
         gates = tucka.select_gates(tucka.affinity_logits(features, centroids, kind=kind, center=center))
         shares = (gates.sum(axis=-1) > 0).mean(axis=0)
         # 1/3 within five standard errors of 1000 draws.
@@ -66,10 +67,46 @@ def test_balanced_centroids_split_skewed_data_evenly(seed):
 @given(seed=seeds)
 def test_the_corners_of_balanced_centroids_are_mutually_alike(seed):
     features = np.random.default_rng(seed).standard_normal((50, 6)) @ np.diag([9, 3, 2, 1, 1, 1])
-    centroids, center = tucka.balanced_centroids(features, groups=2, experts_per_group=2, seed=seed)
+    options = {"groups": 2, "experts_per_group": 2, "seed": seed}
+    centroids, center = tucka.balanced_centroids(features, kind="centered", **options)
     whitened = (features - center) @ centroids.reshape(4, 6).T
     # A regular simplex of 4 unit corners: products 1 with itself, -1/3 with another.
     np.testing.assert_allclose(np.cov(whitened.T, bias=True), np.eye(4) * 4 / 3 - 1 / 3, atol=1e-9)
+
+
+@given(seed=seeds, scale=st.sampled_from([1e-3, 40.0]), shift=st.sampled_from([0.0, 100.0]))
+def test_balanced_logits_are_of_order_one_whatever_the_scale_and_shift_of_the_features(seed, scale, shift):
+    plain = np.random.default_rng(seed).standard_normal((50, 6)) @ np.diag([9, 3, 2, 1, 1, 1])
+    options = {"groups": 2, "experts_per_group": 2, "seed": seed}
+    for kind in ("centered", "directional"):
+        logits = []
+        for features in (plain, scale * plain + shift):
+            centroids, center = tucka.balanced_centroids(features, kind=kind, **options)
+            logits.append(tucka.affinity_logits(features, centroids, kind=kind, center=center))
+        np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+        assert 0.3 < logits[0].std() < 3
+    # A training step moves them alike then, relative to their size.
+    first, second = (tucka.balanced_centroids(each, **options)[0] for each in (plain, scale * plain + shift))
+    np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-4)
+
+
+@given(seed=seeds, width=st.sampled_from([1, 4]))
+def test_features_like_batches_have_the_mean_of_the_two_covariances(library, seed, width):
+    batches = np.random.default_rng(seed).standard_normal((6, 5, width)).astype(np.float32).astype(np.float64)
+    means, deviations = batches.mean(axis=1), (batches - batches.mean(axis=1, keepdims=True)).reshape(-1, width)
+    made = tucka.core.initialization.features_like_batches(
+        library.from_numpy(means), library.from_numpy(deviations), batch_size=5
+    )
+    rows = library.to_numpy(made).astype(np.float64)
+    assert_close(rows.mean(axis=0), means.mean(axis=0), eps=library.eps, terms=40, scale=10)
+    covariance = np.atleast_2d(np.cov(rows.T, bias=True))
+    desired = (np.cov(means.T, bias=True) + deviations.T @ deviations / len(deviations) / 5) / 2
+    assert_close(covariance, np.atleast_2d(desired), eps=library.eps, terms=40, scale=10)
+
+
+def test_balanced_centroids_need_an_affinity_with_a_centre():
+    with pytest.raises(tucka.ConfigError, match="kind: expected one of 'centered', 'directional'"):
+        tucka.balanced_centroids(np.ones((3, 2)), groups=2, experts_per_group=1, seed=0, kind="dot")
 
 
 @given(seed=seeds)

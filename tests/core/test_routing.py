@@ -118,12 +118,12 @@ def logits_of(library, feature, centroids, kind="dot", center=None, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@given(case=features_and_centroids())
-def test_logits_equal_the_reference(library, kind, case):
+@given(case=features_and_centroids(), temperature=st.sampled_from([1.0, 0.7, 5.0]))
+def test_logits_equal_the_reference(library, kind, case, temperature):
     feature, centroids, center = case
     center = center if kind in WITH_CENTER else None
-    desired = reference.affinity_logits(feature, centroids, kind, center)
-    actual = logits_of(library, feature, centroids, kind, center)
+    desired = reference.affinity_logits(feature, centroids, kind, center, temperature)
+    actual = logits_of(library, feature, centroids, kind, center, temperature=temperature)
     assert_close(actual, desired, eps=library.eps, terms=4, scale=64)
 
 
@@ -197,6 +197,41 @@ def test_the_temperature_divides_the_logits(library, kind, case):
     np.testing.assert_array_equal(hot * 4.0, plain)
 
 
+@pytest.mark.parametrize("kind", WITH_CENTER)
+@given(case=features_and_centroids(), scale=st.sampled_from([2.0**-10, 0.5, 2.0**10]))
+def test_scaling_features_and_center_together_scales_centred_logits_and_leaves_directional_ones(
+    library, kind, case, scale
+):
+    feature, centroids, center = case
+    scaled = logits_of(library, scale * feature, centroids, kind, scale * center)
+    plain = logits_of(library, feature, centroids, kind, center)
+    # A power of two scales all of the arithmetic exactly; a square root may round differently.
+    factor = scale if kind == "centered" else 1.0
+    assert_close(scaled / factor, plain, eps=library.eps, terms=4, scale=64)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(case=features_and_centroids(), temperature=st.sampled_from([0.01, 3.0, 100.0]))
+def test_the_temperature_changes_gates_and_never_the_choice(library, kind, case, temperature):
+    feature, centroids, _ = case
+    logits = logits_of(library, feature, centroids, kind)
+    at = logits_of(library, feature, centroids, kind, temperature=temperature)
+    best = np.sort(logits.max(axis=1))[::-1]
+    if len(best) == 1 or best[0] - best[1] > 1e-4 * max(1, abs(best[0])):
+        plain, changed = (gates_of(library, np.asarray(values, np.float64)) for values in (logits, at))
+        assert plain.any(axis=1).argmax() == changed.any(axis=1).argmax()
+
+
+@pytest.mark.parametrize("kind", ["dot", "group_norm"])
+def test_without_a_centre_a_shift_of_the_features_can_change_the_choice(library, kind):
+    centroids = np.array([[[1.0, 0.0], [0.5, 0.5]], [[-1.0, 0.0], [-0.2, 0.5]]])
+    chosen = []
+    for shift in (0.0, -4.0):
+        logits = logits_of(library, np.array([1.0 + shift, 0.0]), centroids, kind)
+        chosen.append(int(logits.max(axis=1).argmax()))
+    assert chosen == [0, 1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_feature_of_zero_has_logits_of_zero(library, kind):
     np.testing.assert_array_equal(logits_of(library, np.zeros(3), np.ones((2, 2, 3)), kind), np.zeros((2, 2)))
@@ -219,6 +254,31 @@ def gates_of(library, values, **options):
 def test_gates_equal_the_reference(library, normalize, values):
     desired = reference.select_gates(values, normalize)
     assert_close(gates_of(library, values, normalize=normalize), desired, eps=library.eps, terms=8)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@given(values=logits(), data=st.data())
+def test_gates_with_a_bias_equal_the_reference(library, normalize, values, data):
+    bias = data.draw(arrays(len(values)))
+    desired = reference.select_gates(values, normalize, bias)
+    actual = gates_of(library, values, normalize=normalize, bias=library.from_numpy(bias))
+    assert_close(actual, desired, eps=library.eps, terms=8)
+
+
+@given(values=logits(), group=st.integers(0, 2))
+def test_a_bias_moves_the_choice_and_leaves_the_gates_of_the_chosen_group(library, values, group):
+    group %= len(values)
+    bias = np.zeros(len(values))
+    bias[group] = 100.0
+    gates = gates_of(library, values, bias=library.from_numpy(bias))
+    alone = gates_of(library, values[group : group + 1])
+    assert_close(gates[group], alone[0], eps=library.eps, terms=8)
+    np.testing.assert_array_equal(np.delete(gates, group, axis=0), 0)
+
+
+def test_a_bias_needs_one_number_for_each_group(library):
+    with pytest.raises(tucka.ShapeError, match="bias"):
+        gates_of(library, np.zeros((3, 2)), bias=library.from_numpy(np.zeros(2)))
 
 
 @given(values=arrays(2, 2, 3, 2))

@@ -1,5 +1,7 @@
 """What can be adapted: anything that is called with one input and tells, or is told, its width."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -36,16 +38,43 @@ def test_a_layer_that_hides_its_weight():
     torch.testing.assert_close(adapter(x, gates), layer(adapted_by_hand(adapter, x, gates)))
 
 
-@pytest.mark.parametrize("kind", ["bitsandbytes", "torchao"])
-def test_a_quantised_linear(kind):
-    library = pytest.importorskip(kind)
-    if kind == "bitsandbytes":
-        layer = library.nn.Linear8bitLt(16, 8, has_fp16_weights=False)
-    else:
-        layer = nn.Linear(16, 8)
-        library.quantization.quantize_(layer, library.quantization.Int8WeightOnlyConfig())
-    adapter, gates, x = TuckerAdapter(layer, SPEC, init_weights=False), torch.rand(2, 2), torch.randn(5, 16)
-    torch.testing.assert_close(adapter(x, gates), layer(adapted_by_hand(adapter, x, gates)))
+def eight_bits(layer):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    packed = bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False)
+    packed.load_state_dict(layer.state_dict())
+    return packed.to("cpu")  # which is when it quantises
+
+
+def four_bits(layer):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    packed = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, compute_dtype=torch.float32)
+    packed.load_state_dict(layer.state_dict())
+    return packed.to("cpu")
+
+
+def eight_bits_of_torchao(layer):
+    quantization = pytest.importorskip("torchao.quantization")
+    holder = nn.Sequential(layer.requires_grad_(False))
+    quantization.quantize_(holder, quantization.Int8WeightOnlyConfig())
+    return holder[0]
+
+
+@pytest.mark.parametrize("quantize", [eight_bits, four_bits, eight_bits_of_torchao])
+@pytest.mark.parametrize("lead", [(), (5,)], ids=["batch", "sample"])
+def test_a_quantised_linear(quantize, lead):
+    torch.manual_seed(0)
+    exact = nn.Linear(64, 32)
+    layer = quantize(copy.deepcopy(exact))
+    x = torch.randn(5, 64, requires_grad=True)
+    error = (layer(x) - exact(x)).norm() / exact(x).norm()
+    assert 0 < error < 0.2  # quantised it is
+    adapter, gates = TuckerAdapter(layer, SPEC), torch.rand(*lead, 2, 2, requires_grad=True)
+    assert torch.equal(adapter(x, gates), layer(x))
+    nn.init.normal_(adapter.parts.cores)
+    result = adapter(x, gates)
+    torch.testing.assert_close(result, layer(adapted_by_hand(adapter, x, gates)))
+    result.square().sum().backward()
+    assert all(tensor.grad.abs().sum() > 0 for tensor in (x, gates, *adapter.parts.parameters()))
 
 
 def test_conv1d_of_transformers():

@@ -1,11 +1,13 @@
 """Bad input raises one error that names what is wrong, where, and the cure."""
 
+import peft
 import pytest
 import torch
 from torch import nn
 
-from tucka.backends.torch import Router, TuckerAdapter, mix_cores, tucker_adapt, tucker_adapt_gated
+from tucka.backends.torch import HouseholderAdapter, Router, TuckerAdapter, mix_cores, tucker_adapt, tucker_adapt_gated
 from tucka.errors import RouteError, ShapeError, TuckaError
+from tucka.peft import TuckAConfig
 from tucka.spec import TuckerSpec
 
 
@@ -36,6 +38,54 @@ def test_another_device():
         RouteError, match=r"hidden: expected a tensor on cpu, as the router, got one on meta \(Router\)"
     ):
         Router(TuckerSpec(), 8)(torch.ones(2, 8, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_dtype_than_the_layers(dtype):
+    message = rf"x: expected dtype torch.float32, as the layer's weight, got {dtype} {WHERE}\. Convert it with x\.to"
+    with pytest.raises(TuckaError, match=message):
+        adapter()(torch.ones(2, 8).to(dtype), torch.ones(2, 2))
+
+
+def test_a_layer_that_converts_its_input_may_get_any_dtype():
+    layer = nn.Linear(8, 4)
+    layer.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+    adapted = TuckerAdapter(layer, TuckerSpec(rank=3))
+    assert adapted(torch.ones(2, 8).bfloat16(), torch.ones(2, 2)).dtype == torch.float32
+
+
+def bad_inputs():
+    return {
+        "width": (torch.ones(2, 7), r"x: expected axes .*shape \(2, 7\) \(NAME\)\. Give the layer"),
+        "kind": (torch.ones(2, 8).long(), r"x: expected a real floating-point dtype.*\(NAME\)\. Convert it"),
+        "dtype": (torch.ones(2, 8).double(), r"x: expected dtype torch.float32.*\(NAME\)\. Convert it"),
+        "device": (torch.ones(2, 8, device="meta"), r"x: expected a tensor on cpu.*\(NAME\)\. Move one"),
+    }
+
+
+@pytest.mark.parametrize("what", bad_inputs())
+def test_a_model_that_peft_has_adapted_names_the_layers_path(what):
+    base = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 4))
+    model = peft.get_peft_model(base, TuckAConfig(r=3, target_modules=["0.0", "1"]))
+    x, message = bad_inputs()[what]
+    with pytest.raises(TuckaError, match=message.replace("NAME", r"0\.0")):
+        model(x)
+    assert model(torch.ones(2, 8)).shape == (2, 4)
+
+
+def test_a_model_that_peft_has_adapted_needs_a_batch_axis():
+    base = nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 4))
+    model = peft.get_peft_model(base, TuckAConfig(r=3, target_modules=["0.0", "1"]))
+    with pytest.raises(RouteError, match=r"route: expected an input with axes .* \(8,\) \(0\.0\)\. Add a batch axis"):
+        model(torch.ones(8))
+
+
+@pytest.mark.parametrize("what", bad_inputs())
+def test_reflections_describe_their_layer(what):
+    adapted = HouseholderAdapter(nn.Linear(8, 4), 2)
+    x, message = bad_inputs()[what]
+    with pytest.raises(TuckaError, match=message.replace("NAME", r"HouseholderAdapter around Linear\(.*\)")):
+        adapted(x)
 
 
 def test_gates_that_do_not_fit():

@@ -1,5 +1,6 @@
 """First, second, forward-mode and batched derivatives, and where they reach."""
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -7,6 +8,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from tucka.backends.torch import Router, TuckerAdapter, householder_adapt, mix_cores, tucker_adapt, tucker_adapt_gated
 from tucka.backends.torch.householder import unit_columns
+from tucka.peft import TuckAConfig, expert_load, last_route
 from tucka.spec import TuckerSpec
 
 LEADS = [(), (2,), (2, 3)]
@@ -121,3 +123,16 @@ def test_functions_work_under_vmap_and_grad():
     each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(basis, x)
     one_by_one = torch.stack([torch.func.grad(loss)(basis, row) for row in x])
     torch.testing.assert_close(each, one_by_one)
+
+
+@pytest.mark.parametrize("routing", ["batch", "sample", "token"])
+def test_a_vmapped_model_leaves_nothing_of_the_transformation_behind(routing):
+    base = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    model = peft.get_peft_model(base, TuckAConfig(r=2, routing=routing, target_modules=["0", "2"], init_weights=False))
+    x = torch.randn(5, 2, 3, 4, dtype=torch.float64)
+    model(x[0])
+    route, load = last_route(model), expert_load(model)
+    torch.testing.assert_close(torch.vmap(model)(x), torch.stack([model(each) for each in x]))
+    model(x[0])
+    assert torch.equal(last_route(model), route)
+    assert int(expert_load(model).sum()) == 7 * int(load.sum())

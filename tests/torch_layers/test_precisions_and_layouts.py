@@ -138,3 +138,17 @@ def test_arguments_stay_as_they_are():
     before = [tensor.clone() for tensor in (x, gates, *given)]
     adapt(x, gates, *given)
     assert all(torch.equal(*pair) for pair in zip(before, (x, gates, *given), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0, 8), (0, 4, 8), (3, 0, 8)])
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_nothing_is_routed_and_adapted_to_nothing(routing, shape, dtype):
+    router = Router(TuckerSpec(rank=3, groups=3, routing=routing), 8)
+    adapter = TuckerAdapter(nn.Linear(8, 5).to(dtype), router.spec, init_weights=False)
+    x = torch.zeros(shape, dtype=dtype, requires_grad=True)
+    result = adapter(x, router(x))
+    assert result.shape == (*shape[:-1], 5)
+    result.float().sum().backward()
+    # Zero tensors and not None, as from any other batch.
+    assert all(p.grad is not None and not p.grad.any() for p in (x, *router.parameters(), *adapter.parts.parameters()))

@@ -164,7 +164,9 @@ def routing_feature(hidden: Array, mask: Array | None, granularity: str) -> Arra
     return np.asarray(sum(present) / len(present)) if present else np.zeros(width)
 
 
-def affinity_logits(feature: Array, centroids: Array, kind: str, center: Array | None = None) -> Array:
+def affinity_logits(
+    feature: Array, centroids: Array, kind: str, center: Array | None = None, temperature: float = 1.0
+) -> Array:
     """Compare one feature with every centroid: inside Eq. (6), and its variants.
 
     Parameters
@@ -177,6 +179,8 @@ def affinity_logits(feature: Array, centroids: Array, kind: str, center: Array |
         Which comparison.
     center : array, shape (d,), optional
         μ.
+    temperature : float
+        τ.
 
     Returns
     -------
@@ -193,10 +197,10 @@ def affinity_logits(feature: Array, centroids: Array, kind: str, center: Array |
             logits[i, j] = feature @ centroids[i, j]
         if kind == "group_norm":
             logits[i] = logits[i] / (math.sqrt(float(logits[i] @ logits[i])) or 1.0)
-    return logits
+    return logits / temperature
 
 
-def select_gates(logits: Array, normalize: bool = True) -> Array:
+def select_gates(logits: Array, normalize: bool = True, bias: Array | None = None) -> Array:
     """Choose by the highest logit, gate by the sigmoids: Eq. (6), (7), (8).
 
     Parameters
@@ -205,6 +209,8 @@ def select_gates(logits: Array, normalize: bool = True) -> Array:
         Of one decision.
     normalize : bool
         Whether Eq. (8) is applied.
+    bias : array, shape (k,), optional
+        b, which counts in the choice alone.
 
     Returns
     -------
@@ -215,14 +221,34 @@ def select_gates(logits: Array, normalize: bool = True) -> Array:
     best, chosen = -math.inf, 0
     for i in range(groups):
         for j in range(experts):
-            if logits[i, j] > best:
-                best, chosen = logits[i, j], i
+            compared = logits[i, j] + (0.0 if bias is None else bias[i])
+            if compared > best:
+                best, chosen = compared, i
     scores = [1.0 / (1.0 + math.exp(-logits[chosen, j])) for j in range(experts)]
     total = sum(scores) if normalize else 1.0
     gates = np.zeros((groups, experts))
     for j in range(experts):
         gates[chosen, j] = scores[j] / total
     return gates
+
+
+def moved_bias(bias: Array, load: Array, rate: float) -> Array:
+    """Move each group's bias by γ against its load: b_i + γ sign(mean load − load_i), arXiv:2408.15664.
+
+    Parameters
+    ----------
+    bias, load : array, shape (k,)
+        b, and how often each group was chosen.
+    rate : float
+        γ.
+
+    Returns
+    -------
+    array, shape (k,)
+        The new b.
+    """
+    mean = sum(load) / len(load)
+    return np.array([b + rate * float(np.sign(mean - count)) for b, count in zip(bias, load, strict=True)])
 
 
 def data_aware_centroids(features: Array, noise: Array) -> Array:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from tucka.backends import Array, backend_of, host_values
-from tucka.core.checks import check_axes, check_floating
+from tucka.core.checks import check_axes, check_floating, check_shapes
 from tucka.errors import ConfigError, ShapeError, expected
-from tucka.spec import check_count, check_finite
+from tucka.spec import CENTERED, Affinity, check_choice, check_count, check_finite
 
-__all__ = ["balanced_centroids", "data_aware_centroids", "kaiming_centroids"]
+__all__ = ["balanced_centroids", "data_aware_centroids", "features_like_batches", "kaiming_centroids"]
 
 
 def _like(values: np.ndarray[Any, Any], like: Array) -> Array:
@@ -142,13 +142,64 @@ def data_aware_centroids(features: Array, *, groups: int, experts_per_group: int
     return _like((center + noise).reshape(groups, experts, center.size), features)
 
 
-def balanced_centroids(features: Array, *, groups: int, experts_per_group: int, seed: int) -> tuple[Array, Array]:
+def features_like_batches(means: Array, deviations: Array, *, batch_size: float) -> Array:
+    r"""Make features that vary as the means of batches do, of which only a few have been seen.
+
+    Batches that are drawn at random vary as their samples, by :math:`1/\sqrt B`; batches of alike samples (of one
+    length, of one source) vary by more along what they share. The covariance of the rows returned is the mean of two
+    estimates: that of the means seen, and that of the samples' deviations within their batches divided by B.
+
+    Parameters
+    ----------
+    means : array, shape (m, d)
+        Of the batches.
+    deviations : array, shape (n, d)
+        Samples minus the mean of their batch.
+    batch_size : float
+        B, samples in a batch; at least 1.
+
+    Returns
+    -------
+    array, shape (m + n, d)
+        Backend, dtype and device of `means`; not connected to it for gradients. Their mean is that of `means`, as far
+        as the deviations are all there.
+
+    Raises
+    ------
+    ShapeError
+        If an argument is not a matrix with at least one row, or the widths differ.
+    ConfigError
+        If a number is not finite, or `batch_size` is below 1.
+    TypeError
+        If an argument is no real floating-point array.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> features_like_batches(np.array([[1.0], [3.0]]), np.array([[2.0], [-2.0]]), batch_size=4).ravel()
+    array([1., 3., 3., 1.])
+    """
+    where = "features_like_batches"
+    check_shapes(means=(means, "m d"), deviations=(deviations, "n d"), where=where)
+    seen, within = _checked(means, where), _checked(deviations, where)
+    if check_finite("batch_size", batch_size, where=where) < 1:
+        raise ConfigError(expected("batch_size", "a number of at least 1", repr(batch_size), where=where))
+    center, count = seen.mean(axis=0), len(seen) + len(within)
+    between = (seen - center) * math.sqrt(count / (2 * len(seen)))
+    return _like(center + np.concatenate([between, within * math.sqrt(count / (2 * len(within) * batch_size))]), means)
+
+
+def balanced_centroids(
+    features: Array, *, groups: int, experts_per_group: int, seed: int, kind: Affinity = "directional"
+) -> tuple[Array, Array]:
     r"""Choose a centre and directions that split the data into parts of about the same size.
 
     The features are centred and whitened along their leading principal axes. The M = k·t corners of a regular simplex
     in that space, turned by a random rotation, are mutually alike, so whitened data falls to each about as often. The
     directions returned are those corners carried back: :math:`(h - \mu) \cdot e_{ij}` is the product in the whitened
-    space.
+    space, which has the variance 1. For ``"directional"``, which divides by :math:`\lVert h - \mu \rVert`, they are
+    multiplied by the root of that norm's mean square; so the logits are of order 1 for either kind, and how far a
+    training step moves the centroids, relative to their size, does not depend on the scale of the features.
 
     Parameters
     ----------
@@ -159,11 +210,13 @@ def balanced_centroids(features: Array, *, groups: int, experts_per_group: int, 
         k and t.
     seed : int
         Turns the simplex; the same seed gives the same result on every backend.
+    kind : {"directional", "centered"}
+        The affinity that they are for, see `tucka.affinity_logits`.
 
     Returns
     -------
     centroids : array, shape (k, t, d)
-        For ``kind="centered"`` or ``"directional"`` of `tucka.affinity_logits`.
+        One direction for each expert.
     center : array, shape (d,)
         The mean of the features.
 
@@ -172,7 +225,7 @@ def balanced_centroids(features: Array, *, groups: int, experts_per_group: int, 
     ShapeError
         If `features` is not a matrix with at least one row.
     ConfigError
-        If a size or the seed is outside its rule, or a feature is not finite.
+        If a size, the seed or the kind is outside its rule, or a feature is not finite.
     TypeError
         If `features` is no real floating-point array.
 
@@ -186,6 +239,7 @@ def balanced_centroids(features: Array, *, groups: int, experts_per_group: int, 
     np.True_
     """
     where = "balanced_centroids"
+    check_choice("kind", kind, CENTERED, where=where)
     values = _checked(features, where)
     groups = check_count("groups", groups, where=where)
     experts = check_count("experts_per_group", experts_per_group, where=where)
@@ -198,6 +252,9 @@ def balanced_centroids(features: Array, *, groups: int, experts_per_group: int, 
     axes = _whitening_axes(values - center, dims, rounding, rng)
     corners = _turned_simplex(groups * experts, dims, rng)
     directions = (corners @ axes).reshape(groups, experts, values.shape[1])
+    if kind == "directional":
+        spread = math.sqrt(float(np.mean(np.sum((values - center) ** 2, axis=1))))
+        directions = directions * (spread if spread > rounding else 1.0)
     return _like(directions, features), _like(center, features)
 
 

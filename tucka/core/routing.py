@@ -8,7 +8,7 @@ from typing import get_args
 from tucka.backends import Array, Backend, backend_of, cast, widen
 from tucka.core.checks import check_axes, check_floating, check_shapes
 from tucka.errors import ConfigError, ShapeError, expected
-from tucka.spec import Affinity, Routing, check_choice, check_finite
+from tucka.spec import CENTERED, Affinity, Routing, check_choice, check_positive
 
 __all__ = ["affinity_logits", "routing_feature", "select_gates"]
 
@@ -106,7 +106,9 @@ def affinity_logits(
     ``"directional"``   :math:`(h - \mu) \cdot e_{ij} / \lVert h - \mu \rVert_2`
     ==================  =====================================================================
 
-    ``"group_norm"`` and ``"directional"`` do not depend on the scale of the features. A norm of zero counts as one.
+    Each is divided by the temperature :math:`\tau`, which changes the gates and not the choice. ``"group_norm"`` and
+    ``"directional"`` do not depend on the scale of the features (of h, or of h and μ together), ``"centered"`` and
+    ``"directional"`` not on a shift of both. A norm of zero counts as one.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ def affinity_logits(
     center : array, shape (d,), optional
         The centre μ of the features, for the last two kinds; zero if None.
     temperature : float
-        Positive; divides the logits.
+        τ, positive; divides the logits.
 
     Returns
     -------
@@ -153,13 +155,12 @@ def affinity_logits(
     check_choice("kind", kind, get_args(Affinity), where=where)
     axes = {"feature": "... d", "centroids": "k t d", "center": "d"}
     check_shapes(where=where, **{name: (array, axes[name]) for name, array in arrays.items()})
-    if check_finite("temperature", temperature, where=where) <= 0:
-        raise ConfigError(expected("temperature", "a positive number", repr(temperature), where=where))
-    if center is not None and kind not in ("centered", "directional"):
+    check_positive("temperature", temperature, where=where)
+    if center is not None and kind not in CENTERED:
         raise ConfigError(expected("center", f"None with kind={kind!r}", "an array", where=where))
     features = widen(feature) if center is None else widen(feature) - widen(center)
     logits = _LOGITS[kind](backend_of(**arrays), features, widen(centroids))
-    return cast(logits / temperature, feature.dtype)
+    return cast(logits if temperature == 1 else logits / temperature, feature.dtype)
 
 
 def _dot(handle: Backend, feature: Array, centroids: Array) -> Array:
@@ -179,7 +180,7 @@ def _directional(handle: Backend, feature: Array, centroids: Array) -> Array:
 def _norms(handle: Backend, vectors: Array) -> Array:
     """Return norms along the last axis; a norm of zero counts as one, and gets no NaN as its gradient."""
     squares = handle.sum(vectors * vectors, axis=-1)
-    return handle.sqrt(handle.where(squares == 0, squares + 1, squares))
+    return handle.sqrt(squares + (squares == 0))
 
 
 _LOGITS: dict[str, Callable[[Backend, Array, Array], Array]] = {
@@ -190,12 +191,13 @@ _LOGITS: dict[str, Callable[[Backend, Array, Array], Array]] = {
 }
 
 
-def select_gates(logits: Array, *, normalize: bool = True) -> Array:
+def select_gates(logits: Array, *, normalize: bool = True, bias: Array | None = None) -> Array:
     r"""Choose the group with the highest logit and gate its experts by their scores.
 
     :math:`s_{ij} = \mathrm{sigmoid}(\mathrm{logit}_{ij})`, :math:`(i_0, j_0) = \arg\max s_{ij}`,
     :math:`g_j = s_{i_0 j} / \sum_m s_{i_0 m}`. The choice compares logits, since scores saturate; ties go to the
     first group. Eq. (8) is computed as a softmax of log-sigmoids, so it stays finite when all scores underflow.
+    With a bias, :math:`(i_0, j_0) = \arg\max (\mathrm{logit}_{ij} + b_i)`; the gates do not see it [2]_.
 
     Parameters
     ----------
@@ -203,6 +205,8 @@ def select_gates(logits: Array, *, normalize: bool = True) -> Array:
         From `affinity_logits`.
     normalize : bool
         Whether the gates of the chosen group sum to one (Eq. 8); else they are its scores, as in the authors' code.
+    bias : array, shape (k,), optional
+        b, added to the logits of each group for the choice alone; gets no gradient.
 
     Returns
     -------
@@ -214,13 +218,14 @@ def select_gates(logits: Array, *, normalize: bool = True) -> Array:
     Raises
     ------
     ShapeError
-        If `logits` has fewer than two axes.
+        If `logits` has fewer than two axes, or `bias` is not one number for each group.
     TypeError
-        If `logits` is no real floating-point array.
+        If an argument is no real floating-point array, or they differ in backend or dtype.
 
     References
     ----------
     .. [1] arXiv:2511.06859, Eq. (6), (7), (8).
+    .. [2] arXiv:2408.15664, balancing without an auxiliary loss; used by DeepSeek-V3, arXiv:2412.19437, Eq. (16).
 
     Examples
     --------
@@ -230,14 +235,17 @@ def select_gates(logits: Array, *, normalize: bool = True) -> Array:
            [0.5, 0.5]])
     """
     where = "select_gates"
-    handle = backend_of(logits=logits)
-    check_floating(where=where, logits=logits)
-    check_axes("logits", logits, "... k t", where=where)
+    given = {"logits": logits, **({} if bias is None else {"bias": bias})}
+    handle = backend_of(**given)
+    check_floating(where=where, **given)
+    axes = {"logits": "... k t", "bias": "k"}
+    check_shapes(where=where, **{name: (array, axes[name]) for name, array in given.items()})
     check_choice("normalize", normalize, (True, False), where=where)
     groups, experts = logits.shape[-2:]
     wide = widen(logits)
     zeros = handle.zeros_like(wide)
-    chosen = handle.argmax(handle.reshape(wide, (*wide.shape[:-2], groups * experts)), axis=-1) // experts
+    compared = wide if bias is None else wide + widen(bias)[:, None]
+    chosen = handle.argmax(handle.reshape(compared, (*wide.shape[:-2], groups * experts)), axis=-1) // experts
     is_chosen = (_positions(handle, groups, wide) == chosen[..., None])[..., None]
     # What the other groups hold must not reach the gradient either: an infinity there would make it NaN.
     log_scores = _log_sigmoid(handle, handle.where(is_chosen, wide, zeros))

@@ -14,12 +14,66 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.synchronization import gather_rows
 from tucka.errors import ConfigError, expected
 from tucka.peft.adapters import layers_of
 
-__all__ = ["Watch", "observe"]
+__all__ = ["RowSample", "Watch", "observe"]
 
 Watch = Callable[[Tensor, Tensor | None, Tensor], None]
+
+
+class RowSample:
+    """A uniform sample of the rows of a stream, without replacement, in bounded memory; all of them while they fit.
+
+    Parameters
+    ----------
+    limit : int
+        How many rows are kept at most.
+    width : int
+        Of the rows.
+    seed : int
+        The same stream gives the same sample.
+
+    Examples
+    --------
+    >>> sample = RowSample(2, 3, seed=0)
+    >>> sample.add(torch.ones(5, 3))
+    >>> sample.gather().shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, limit: int, width: int, *, seed: int) -> None:
+        self._limit = limit
+        self._draws = torch.Generator().manual_seed(seed)
+        # The last column is a random number for each row; those with the smallest are the sample.
+        self._kept = torch.zeros(0, width + 1)
+
+    def add(self, rows: Tensor) -> None:
+        """Look at more rows.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (n, d)
+            On any device.
+        """
+        numbers = torch.rand(len(rows), 1, generator=self._draws)
+        self._kept = self._smallest(torch.cat([self._kept, torch.cat([rows.float().cpu(), numbers], dim=1)]))
+
+    def gather(self) -> Tensor:
+        """Return the sample of the streams of all ranks together.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+            In float32, on the CPU.
+        """
+        return self._smallest(gather_rows(self._kept))[:, :-1]
+
+    def _smallest(self, rows: Tensor) -> Tensor:
+        if len(rows) <= self._limit:
+            return rows
+        return rows[rows[:, -1].topk(self._limit, largest=False).indices.sort().values]
 
 
 @torch.no_grad()
@@ -66,7 +120,7 @@ def observe(
         model = model.module  # ranks may look at different numbers of batches
     scope = scope_of(model)
     device = next(model.parameters()).device
-    load = scope.load.get(adapter)
+    load = scope.load[adapter].clone()
     with ExitStack() as stack:
         stack.enter_context(_untouched_randomness(batches))
         stack.enter_context(_evaluating(model))
@@ -74,9 +128,7 @@ def observe(
         stack.callback(scope.observers.pop, adapter, None)
         for batch in tqdm(itertools.islice(batches, limit), desc=title, disable=not progress, leave=False):
             _run(model, batch, device)
-    scope.load.pop(adapter, None)
-    if load is not None:
-        scope.load[adapter] = load
+    scope.load[adapter] = load
 
 
 def _run(model: nn.Module, batch: Any, device: torch.device) -> None:

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from tucka.backends.torch.routing import Router
 from tucka.backends.torch.scope import scope_of
 from tucka.backends.torch.synchronization import broadcast_from_first, shard_like, sum_over_ranks
-from tucka.core.initialization import balanced_centroids, data_aware_centroids, kaiming_centroids
+from tucka.core.initialization import (
+    balanced_centroids,
+    data_aware_centroids,
+    features_like_batches,
+    kaiming_centroids,
+)
 from tucka.core.routing import routing_feature
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import chosen_adapter as _adapter
@@ -144,8 +149,9 @@ def initialize_router(
     The configuration's ``router_init`` says how: directions that split the features evenly (``"balanced"``), the
     paper's data-aware initialisation (``"dai"``), or directions at random (``"kaiming"``); the affinities with a centre
     get the mean of the features as theirs, whatever the way. Modes and random numbers of the model stay as they were.
-    Batches are streamed: of all features, a uniform sample of at most 2,048 is kept. With several ranks, all have to
-    call this; their data is put together and all get the same router.
+    Batches are streamed: of all features, a uniform sample of at most 2,048 is kept. For batch routing, give batches of
+    the kind that will be routed: how their means vary counts, see `tucka.core.initialization.features_like_batches`.
+    With several ranks, all have to call this; their data is put together and all get the same router.
 
     Parameters
     ----------
@@ -171,21 +177,31 @@ def initialize_router(
     """
     name, router = _routed(model, adapter_name)
     _check_scale(scale, router.spec.initialization)
-    features = RowSample(_FEATURES, router.in_features, seed=router.seed)
-    # Sample means also for batch routing: batch means vary along the same axes, and there are fewer of them.
+    features, means = (RowSample(_FEATURES, router.in_features, seed=router.seed) for _ in range(2))
+    sizes: list[int] = []
+    # Of samples also for batch routing: there are too few batches to tell from them alone how batches vary.
     granularity: Routing = "token" if router.spec.routing == "token" else "sample"
 
     def watch(x: Tensor, mask: Tensor | None, _gates: Tensor) -> None:
         mask = None if router.count_padding else mask
         feature = routing_feature(x.float(), mask=mask, granularity=granularity)
         kept = feature if mask is None else feature[mask != 0 if granularity == "token" else (mask != 0).any(dim=1)]
-        features.add(kept.reshape(-1, x.shape[-1]))
+        rows = kept.reshape(-1, x.shape[-1])
+        if router.spec.routing == "batch" and len(rows):
+            sizes.append(len(rows))
+            mean = rows.mean(dim=0, keepdim=True)
+            means.add(mean)
+            rows = rows - mean
+        features.add(rows)
 
     title = "TuckA router: looking at data"
     observe(model, name, batches, watch, title=title, limit=max_batches, progress=progress)
     rows = features.gather()
     if not len(rows):
         raise ConfigError(expected("batches", "at least one batch", "none", where="initialize_router"))
+    if router.spec.routing == "batch":
+        # A rank that has seen no batch gets the first one's result below.
+        rows = features_like_batches(means.gather(), rows, batch_size=sum(sizes) / max(1, len(sizes)) or 1.0)
     with whole_parameters(model, router):
         _start(router, rows, scale)
     scope_of(model).reset_load(name)

@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tucka.errors import ShapeError, TuckaError, expected
 
-__all__ = ["Where", "check_activations", "check_lead", "check_parts", "check_rank", "named"]
+__all__ = [
+    "Where",
+    "check_activations",
+    "check_base_dtype",
+    "check_lead",
+    "check_parts",
+    "check_rank",
+    "has_autocast",
+    "named",
+]
 
 # Who calls, for messages; a function where finding the name takes time.
 Where: TypeAlias = str | Callable[[], str]
+
+_STRICT = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def named(where: Where) -> str:
@@ -62,7 +74,8 @@ def check_activations(x: Tensor, basis: Tensor, where: Where) -> None:
     """
     if x.ndim == 0 or basis.ndim != 2 or x.shape[-1] != basis.shape[0]:
         rule = f"axes (..., d) with d = {basis.shape[0]} to match basis {tuple(basis.shape)}"
-        raise ShapeError(expected("x", rule, f"shape {tuple(x.shape)}", where=named(where)))
+        cure = "Give the layer inputs of the width that it was adapted for"
+        raise ShapeError(expected("x", rule, f"shape {tuple(x.shape)}", where=named(where), cure=cure))
     if not x.is_floating_point():
         cure = "Convert it with x.to(torch.get_default_dtype())"
         raise TuckaError(expected("x", "a real floating-point dtype", x.dtype, where=named(where), cure=cure))
@@ -70,6 +83,59 @@ def check_activations(x: Tensor, basis: Tensor, where: Where) -> None:
         cure = "Move one of them with .to(device)"
         rule = f"a tensor on {basis.device}, where the basis is"
         raise TuckaError(expected("x", rule, f"one on {x.device}", where=named(where), cure=cure))
+
+
+def check_base_dtype(layer: nn.Module, x: Tensor, where: Where) -> None:
+    """Raise if torch's own layer would refuse an input for its dtype, in a message that does not name the layer.
+
+    Parameters
+    ----------
+    layer : Module
+        The base layer. One of another class, with hooks of its own or under autocast may convert its input.
+    x : Tensor
+        Its input.
+    where : str or callable
+        Who asks, for the message.
+
+    Raises
+    ------
+    TuckaError
+        If the layer's weight is of another dtype.
+
+    Examples
+    --------
+    >>> import torch
+    >>> check_base_dtype(nn.Linear(3, 1), torch.ones(2, 3), "example")
+    """
+    if type(layer) not in _STRICT or layer._forward_pre_hooks or has_autocast(x.device.type):
+        return
+    weight = layer.weight
+    plain = type(weight) is nn.Parameter and weight.is_floating_point() and x.is_floating_point()
+    if plain and weight.dtype != x.dtype:
+        rule = f"dtype {weight.dtype}, as the layer's weight"
+        cure = f"Convert it with x.to({weight.dtype}), or use autocast"
+        raise TuckaError(expected("x", rule, x.dtype, where=named(where), cure=cure))
+
+
+def has_autocast(device: str) -> bool:
+    """Tell whether autocast is on.
+
+    Parameters
+    ----------
+    device : str
+        Type of the device.
+
+    Returns
+    -------
+    bool
+        Whether torch casts what it multiplies there.
+
+    Examples
+    --------
+    >>> has_autocast("cpu")
+    False
+    """
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_parts(cores: Tensor, expert_factor: Tensor, gates: Tensor, where: Where) -> None:

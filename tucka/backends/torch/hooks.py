@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.generation import HeldGeneration, encoder_of, is_causal, is_filled, key_value_cache
-from tucka.backends.torch.runs import Generation, Replays, Run, ThreadState
+from tucka.backends.torch.runs import Generation, Replays, Run, ThreadState, is_transformed
 
 __all__ = ["ForwardHooks"]
 
@@ -23,11 +23,11 @@ class ForwardHooks:
     Attributes
     ----------
     last : dict
-        Adapter name to the gates of the latest forward, detached.
+        Adapter name to the gates of the latest forward, detached; None before the first one.
     """
 
     def __init__(self) -> None:
-        self.last: dict[str, Tensor] = {}
+        self.last: dict[str, Tensor | None] = {}
         self._root: nn.Module | None = None
         self._handles: list[Any] = []
         self._forget_runs()
@@ -155,7 +155,7 @@ class ForwardHooks:
         run, state.current = state.current, None
         if run is None or output is None:
             return
-        self.last.update({name: gates.detach() for name, gates in run.routes.items()})
+        self._remember(run)
         if torch.compiler.is_compiling():
             return
         if state.generation is not None and state.generation.held is None and run.routes:
@@ -166,6 +166,9 @@ class ForwardHooks:
         if run.grad:
             state.latest = run
             self._replays.watch(run, output)
+
+    def _remember(self, run: Run) -> None:
+        self.last.update({name: gates.detach() for name, gates in run.routes.items() if not is_transformed(gates)})
 
     def _before_encoder(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
         """Generation calls an encoder outside of the model's forward."""
@@ -223,7 +226,7 @@ class ForwardHooks:
             yield
         finally:
             state.manual, state.current = outer, None
-            self.last.update({name: gates.detach() for name, gates in run.routes.items()})
+            self._remember(run)
             if run.grad:
                 state.latest = run
                 self._replays.watch(run, None)

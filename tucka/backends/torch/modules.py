@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.channels import channel_axis, from_rows, to_rows
-from tucka.backends.torch.checks import Where, named
+from tucka.backends.torch.checks import Where, check_base_dtype, named
 from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.widths import width_of
 from tucka.errors import ConfigError, RouteError, expected
@@ -241,7 +241,8 @@ def adapt_input(
     ShapeError
         If the shapes do not fit.
     TuckaError
-        If `x` is not real floating-point, or on another device than the adapters.
+        If `x` is not real floating-point, of another dtype than the layer's weight, or on another device than the
+        adapters.
 
     Examples
     --------
@@ -255,6 +256,7 @@ def adapt_input(
     if channel_axis(layer) != -1 and any(gates.ndim > 3 for _, gates in active):
         rule = "batch or sample routing for a convolution"
         raise RouteError(expected("gates", rule, "token routing", where=named(where)))
+    check_base_dtype(layer, x, where)
     rows = to_rows(layer, x)
     result = rows
     for parts, gates in active:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tucka.backends.torch.gating import gates_of
 from tucka.backends.torch.thin import without_autocast
 from tucka.core.initialization import kaiming_centroids
-from tucka.core.routing import affinity_logits, routing_feature, select_gates
+from tucka.core.routing import affinity_logits, routing_feature
 from tucka.errors import RouteError, ShapeError, expected
 from tucka.spec import TuckerSpec, check_count
 
@@ -21,7 +22,9 @@ _PIECE = 1024  # tokens that are widened at a time
 class Router(nn.Module):
     r"""Route a batch, its samples or its tokens to a group of experts.
 
-    All of its arithmetic runs in float32 at least. A forward changes no parameter and no buffer.
+    All of its arithmetic runs in float32 at least. A forward changes no parameter and no buffer. With
+    ``spec.balance_rate`` above zero, each group has a bias that counts in the choice alone and that `update_bias`
+    moves against the load: balance without an auxiliary loss [2]_.
 
     Parameters
     ----------
@@ -42,10 +45,13 @@ class Router(nn.Module):
         The centre μ that the centred affinities subtract; saved.
     is_initialized : buffer, bool
         Whether the centroids came from data; saved, so that loading never initialises again.
+    choice_bias : buffer, shape (k,), or None
+        The bias of each group, float32 at least; saved. None where ``spec.balance_rate`` is zero.
 
     References
     ----------
     .. [1] arXiv:2511.06859, Eq. (6), (7), (8).
+    .. [2] arXiv:2408.15664; used by DeepSeek-V3, arXiv:2412.19437, Sec. 2.1.2.
 
     Examples
     --------
@@ -57,6 +63,7 @@ class Router(nn.Module):
 
     center: Tensor
     is_initialized: Tensor
+    choice_bias: Tensor | None
 
     def __init__(self, spec: TuckerSpec, in_features: int, *, seed: int = 0, count_padding: bool = False) -> None:
         super().__init__()
@@ -70,6 +77,7 @@ class Router(nn.Module):
         )
         self.register_buffer("center", torch.zeros(self.in_features))
         self.register_buffer("is_initialized", torch.tensor(False))
+        self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
 
     def extra_repr(self) -> str:
         """Describe the router in its module's line.
@@ -95,7 +103,8 @@ class Router(nn.Module):
         Returns
         -------
         Tensor, shape (d,), (B, d) or (B, ..., d)
-            In float32 at least; for tokens the hidden states themselves.
+            In float32 at least; for tokens the hidden states themselves. Zero where there is nothing to average: what
+            a layer computes from no rows is empty, whatever its gates.
 
         Raises
         ------
@@ -106,6 +115,8 @@ class Router(nn.Module):
         """
         self._check(hidden)
         mask = None if self.count_padding else mask
+        if 0 in hidden.shape:
+            return self._feature_of_nothing(hidden)
         if hidden.dtype not in _HALF or self.spec.routing == "token":
             feature: Tensor = routing_feature(hidden, mask=mask, granularity=self.spec.routing)
             return feature
@@ -114,6 +125,13 @@ class Router(nn.Module):
             raise ShapeError(expected("mask", rule, f"shape {tuple(mask.shape)}", where="Router"))
         samples, present = _sample_means(hidden, mask)
         return samples if self.spec.routing == "sample" else samples.sum(dim=0) / present.sum().clamp(min=1)
+
+    def _feature_of_nothing(self, hidden: Tensor) -> Tensor:
+        if self.spec.routing == "token":
+            return hidden
+        wide = self._wide(hidden)
+        samples = wide.flatten(1, -2).sum(dim=1) if hidden.ndim > 2 else wide
+        return samples if self.spec.routing == "sample" else samples.sum(dim=0)
 
     def _check(self, hidden: Tensor) -> None:
         if hidden.ndim < 2 or hidden.shape[-1] != self.in_features:
@@ -135,14 +153,33 @@ class Router(nn.Module):
         Returns
         -------
         Tensor, shape (..., k, t)
-            In float32 at least.
+            Divided by the temperature; in float32 at least.
         """
-        center = self._wide(self.center) if self.spec.affinity in ("centered", "directional") else None
+        center = self._wide(self.center) if self.spec.has_center else None
         dtype = torch.promote_types(feature.dtype, self._wide(self.centroids).dtype)
         center = center if center is None else center.to(dtype)
         centroids = self.centroids.to(dtype)
-        logits: Tensor = affinity_logits(feature.to(dtype), centroids, kind=self.spec.affinity, center=center)
+        kind, temperature = self.spec.affinity, self.spec.temperature
+        logits: Tensor = affinity_logits(
+            feature.to(dtype), centroids, kind=kind, center=center, temperature=temperature
+        )
         return logits
+
+    def gates(self, logits: Tensor) -> Tensor:
+        """Choose a group for each decision, and gate its experts.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (..., k, t)
+            From `logits`.
+
+        Returns
+        -------
+        Tensor, shape (..., k, t)
+            Zero outside the chosen group.
+        """
+        bias = None if self.choice_bias is None else self.choice_bias.to(logits.dtype)
+        return gates_of(logits, normalize=self.spec.gate_norm, bias=bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Turn hidden states into gates.
@@ -167,8 +204,7 @@ class Router(nn.Module):
         with without_autocast(hidden.device.type):
             feature = self.feature(hidden, mask)
             logits = self.logits(feature) if feature.dtype not in _HALF else self._logits_of_tokens(feature)
-            gates: Tensor = select_gates(logits, normalize=self.spec.gate_norm)
-        return gates
+            return self.gates(logits)
 
     def _logits_of_tokens(self, hidden: Tensor) -> Tensor:
         """Compare tokens in half precision: in float32, but a piece at a time, and computed again for the backward."""
@@ -182,8 +218,40 @@ class Router(nn.Module):
         return torch.cat(pieces).reshape(*hidden.shape[:-1], *self.centroids.shape[:2])
 
     @torch.no_grad()
+    def update_bias(self, load: Tensor) -> None:
+        r"""Move each group's bias against its load: :math:`b_i \leftarrow b_i + \gamma\,\mathrm{sign}(\bar n - n_i)`.
+
+        Call it after each training step; nothing happens where ``spec.balance_rate`` is zero. Nothing is read back to
+        the host.
+
+        Parameters
+        ----------
+        load : Tensor, shape (k,)
+            How often each group was chosen in the step, on all ranks.
+
+        Raises
+        ------
+        ShapeError
+            If there is not one number for each group.
+
+        Examples
+        --------
+        >>> router = Router(TuckerSpec(groups=2, balance_rate=0.5), in_features=4)
+        >>> router.update_bias(torch.tensor([9, 1]))
+        >>> router.choice_bias
+        tensor([-0.5000,  0.5000])
+        """
+        if tuple(load.shape) != (self.spec.groups,):
+            rule = f"axes (k) with k = {self.spec.groups}"
+            raise ShapeError(expected("load", rule, f"shape {tuple(load.shape)}", where="Router.update_bias"))
+        if self.choice_bias is not None:
+            counts = load.to(self.choice_bias.device, torch.float32)
+            step = torch.sign(counts.mean() - counts)
+            self.choice_bias += self.spec.balance_rate * step.to(self.choice_bias.dtype)
+
+    @torch.no_grad()
     def initialize(self, centroids: Tensor, center: Tensor | None = None) -> None:
-        """Take data-aware centroids over and remember that it was done.
+        """Take data-aware centroids over and remember that it was done; a bias on the choice starts from zero again.
 
         Parameters
         ----------
@@ -192,6 +260,8 @@ class Router(nn.Module):
         center : Tensor, shape (d,), optional
             The centre of the features; zero if None.
         """
+        if self.choice_bias is not None:
+            self.choice_bias.zero_()
         self.centroids.copy_(centroids)
         self.center.copy_(torch.zeros_like(self.center) if center is None else center)
         self.is_initialized.fill_(True)

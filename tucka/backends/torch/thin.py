@@ -8,22 +8,23 @@ Left to automatic differentiation these products cost twice what they need, for 
   backward and are added by the product's own kernel, without a further pass over (N, d) numbers.
 
 What is kept is what went in: x as it was given, so that layers which read the same input keep one copy between them,
-also if it is strided or will be cast. A compiler sees the plain products and makes its own choices.
+also if it is strided or will be cast. A compiler sees the plain products and makes its own choices, and without
+gradients nothing is recorded.
 """
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from tucka.backends.torch.checks import has_autocast
+
 __all__ = ["add_product", "compute_dtype", "project", "without_autocast"]
-
-
-def _has_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -45,7 +46,7 @@ def without_autocast(device: str) -> AbstractContextManager[Any]:
     ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
     torch.float32
     """
-    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -67,7 +68,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     ...     compute_dtype(torch.ones(1)), compute_dtype(torch.ones(1).double())
     (torch.bfloat16, torch.float64)
     """
-    if x.dtype != torch.float64 and _has_autocast(x.device.type):
+    if x.dtype != torch.float64 and has_autocast(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
@@ -99,6 +100,8 @@ def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_compiling():
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         return rows @ basis.to(dtype), rows
+    if not torch.is_grad_enabled():
+        return _Project.forward(x, basis, dtype)
     inner, rows = _Project.apply(x, basis, dtype)
     return inner, rows
 
@@ -127,6 +130,8 @@ def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return torch.addmm(rows, inner, basis.to(rows.dtype).t())
+    if not torch.is_grad_enabled():
+        return _AddProduct.forward(rows, inner, basis)
     return _AddProduct.apply(rows, inner, basis)  # type: ignore[no-any-return]
 
 
@@ -136,10 +141,20 @@ def _turned(basis: Tensor, dtype: torch.dtype) -> Tensor:
     return turned.contiguous() if turned.device.type == "cpu" else turned
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _signed(function: _Function) -> _Function:
+    """Keep a function's signature, which torch looks up in each call: for a thin product on few rows that is felt."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return function
+
+
 class _Project(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_signed
     def forward(x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         return rows @ _turned(basis, dtype).t(), rows.view_as(rows)
@@ -179,6 +194,7 @@ class _AddProduct(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @_signed
     def forward(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
         return torch.addmm(rows, inner, _turned(basis, rows.dtype))
 

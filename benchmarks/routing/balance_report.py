@@ -1,0 +1,87 @@
+"""The table and the figure of the load at the start, from its result file alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tucka.core.load import load_entropy
+
+__all__ = ["ceiling", "write_report"]
+
+
+def ceiling(routings: int, k: int) -> float:
+    """Return the mean load entropy of so many choices at random."""
+    return 1 - (k - 1) / (2 * routings * math.log(k))
+
+
+def summary(report: dict[str, Any]) -> dict[tuple[str, str], dict[tuple[str, int], tuple[float, float, float]]]:
+    """Return, by router and routing, then by source and k: mean entropy, its least, the least share of any group."""
+    found: dict[tuple[str, str], dict[tuple[str, int], tuple[float, float, float]]] = {}
+    for row in report["rows"]:
+        found.setdefault((row["router"], row["routing"]), {})[row["source"], row["k"]] = _figures(row["loads"])
+    return found
+
+
+def _figures(loads: list[list[int]]) -> tuple[float, float, float]:
+    entropies = [load_entropy(load) for load in loads]
+    return float(np.mean(entropies)), min(entropies), min(min(load) / sum(load) for load in loads)
+
+
+def table(report: dict[str, Any], routing: str) -> str:
+    found = {router: cells for (router, kind), cells in summary(report).items() if kind == routing}
+    places = list(next(iter(found.values())))
+    lines = [f"| router | {' | '.join(f'{source}, k = {k}' for source, k in places)} |"]
+    lines.append("|---" * (len(places) + 1) + "|")
+    for router, cells in found.items():
+        lines.append(f"| {router} | {' | '.join(f'{cells[place][0]:.3f}' for place in places)} |")
+    routed = {(row["source"], row["k"]): sum(row["loads"][0]) for row in report["rows"] if row["routing"] == routing}
+    chance = " | ".join(f"{ceiling(routed[place], place[1]):.3f}" for place in places)
+    lines.append(f"| *ceiling of chance* | {chance} |")
+    default = next(router for router in found if "default" in router)
+    worst = [f"{found[default][place][1]:.3f} / {found[default][place][2]:.1%}" for place in places]
+    lines.append(f"| *default: least entropy / least share of a group, any seed* | {' | '.join(worst)} |")
+    return "\n".join(lines)
+
+
+def figure(report: dict[str, Any], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found = summary(report)
+    routers = list(dict.fromkeys(router for router, _ in found))
+    drawn = Figure(figsize=(9, 0.34 * len(routers) + 1.3), layout="constrained")
+    FigureCanvasAgg(drawn)
+    for ax, routing in zip(drawn.subplots(1, 2, sharey=True), ("batch", "sample"), strict=True):
+        for row, router in enumerate(routers):
+            values = [cell[0] for cell in found[router, routing].values()]
+            shade = "#0072B2" if "default" in router else "#7F7F7F"
+            ax.plot(values, [row] * len(values), "|", color=shade, markersize=9, markeredgewidth=1.6, alpha=0.8)
+            ax.plot(np.mean(values), row, "o", color=shade, markersize=6)
+        ax.axvline(0.9 if routing == "batch" else 0.95, color="#D55E00", linestyle="--", linewidth=1)
+        ax.set(title=f"{routing} routing", xlabel="mean load entropy at the start", xlim=(0, 1.02))
+        ax.set_yticks(range(len(routers)), routers)
+        ax.grid(axis="x", alpha=0.3, linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+    ax.invert_yaxis()
+    drawn.savefig(path)
+
+
+def write_report(path: Path) -> None:
+    """Write the table and the figure beside the results."""
+    report = json.loads(path.read_text())
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    text = [f"Mean load entropy over {report['seeds']} seeds, at the start, on samples that no router has seen."]
+    for routing in ("batch", "sample"):
+        text += [f"\n{routing.capitalize()} routing:\n", table(report, routing)]
+    text.append(
+        f"\nRouters start from {report['batches']} batches of {report['batch']} samples; the others are routed, in "
+        f"batches of {report['batch']} that mix labels for batch routing. {report['device']}; {versions}."
+    )
+    path.with_suffix(".md").write_text("\n".join(text) + "\n")
+    figure(report, path.with_suffix(".svg"))
+    print("\n".join(text))
