@@ -14,8 +14,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-import tomllib
-
 FOLDER = Path(__file__).parent / "experiments"
 KINDS = ("features", "adapter", "words")
 _KEYS = {"label", "kind", "adapter", "learning_rates", "config", "parts"}

@@ -40,7 +40,7 @@ from tucka.peft import TuckAConfig, adapted_modules, balance_router, expert_load
 
 RESULTS = Path(__file__).parents[1] / "results"
 TARGETS = ["query", "value", "dense"]
-TRAIN, TEST, MAX_LENGTH = 300, 500, 64
+MAX_LENGTH = 64
 EPOCHS, BATCH, RATE = 2, 32, 3e-3
 INITIAL_BATCHES = 16
 BATCH_DEALS = 8
@@ -50,7 +50,7 @@ BUDGET_K, BUDGET_R = 4, 8
 
 @dataclass(frozen=True)
 class Setting:
-    """One adapter and how it is trained; ``batches`` says whether a batch holds all domains or one."""
+    """One adapter, how it is trained and on how many sentences of each domain; a batch is of all domains or of one."""
 
     k: int
     routing: str
@@ -59,6 +59,8 @@ class Setting:
     router_init: str | None = None
     balance_rate: float = 0.0
     scale: float | None = None
+    train: int = 300
+    test: int = 500
 
     def key(self, seed: int) -> str:
         """Name a training of this setting."""
@@ -68,9 +70,11 @@ class Setting:
 def settings(name: str) -> list[Setting]:
     """List what a set of trainings compares."""
     if name == "pays":
-        singles = [Setting(1, "batch", batches) for batches in ("mixed", "one domain")]
+        # Fewer sentences than for the balance: there are many trainings, and accuracy is measured after each.
+        sizes = {"train": 200, "test": 400}
+        singles = [Setting(1, "batch", batches, **sizes) for batches in ("mixed", "one domain")]
         ways = [("batch", "mixed"), ("batch", "one domain"), ("sample", "mixed"), ("token", "mixed")]
-        return singles + [Setting(k, *way) for k in (2, 4, 8) for way in ways]
+        return singles + [Setting(k, *way, **sizes) for k in (2, 4, 8) for way in ways]
     routers: list[dict[str, Any]] = [
         {},
         {"affinity": "dot", "router_init": "dai", "scale": 10.0},
@@ -86,20 +90,24 @@ class Data:
 
     train: list[Item]
     test: list[Item]
-    collator: Collator
 
 
 @cache
-def data() -> Data:
-    _, tokenizer = load_classifier(seed=0)
-    split = split_domains(read_domains(fetch_sentences()), train=TRAIN, test=TEST)
+def tokens() -> Any:
+    return load_classifier(seed=0)[1]
+
+
+@cache
+def data(train: int, test: int) -> Data:
+    tokenizer = tokens()
+    split = split_domains(read_domains(fetch_sentences()), train=train, test=test)
     tested = [sentence for sentences in split.test.values() for sentence in sentences]
     made = []
     for sentences in (split.train, tested):
         items = encode(tokenizer, sentences, max_length=MAX_LENGTH)
         places = [list(DOMAINS).index(sentence.domain) for sentence in sentences]
         made.append([{**item, "domain": place} for item, place in zip(items, places, strict=True)])
-    return Data(made[0], made[1], Collator(tokenizer.pad_token_id))
+    return Data(made[0], made[1])
 
 
 def batches_of(items: Sequence[Item], size: int, kind: str) -> Iterator[list[Item]]:
@@ -139,14 +147,18 @@ def adapt(setting: Setting, seed: int) -> nn.Module:
 
 
 def inputs(items: Sequence[Item]) -> dict[str, Tensor]:
-    return data().collator(items)
+    return Collator(tokens().pad_token_id)(items)
 
 
 def train(model: nn.Module, setting: Setting) -> None:
     """Train on the CPU: AdamW, a short warm-up, then linearly down to zero."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
-    plan = [rows for _ in range(EPOCHS) for rows in batches_of(data().train, BATCH, setting.batches)]
+    plan = [
+        rows
+        for _ in range(EPOCHS)
+        for rows in batches_of(data(setting.train, setting.test).train, BATCH, setting.batches)
+    ]
     warm = max(1, len(plan) // 16)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (len(plan) - step) / (len(plan) - warm))
@@ -182,7 +194,11 @@ def routes(model: nn.Module, setting: Setting) -> dict[str, Any]:
     torch.manual_seed(0)
     # A batch is one decision, and there are few of them: with batch routing the sentences are dealt several times.
     deals = BATCH_DEALS if setting.routing == "batch" else 1
-    dealt = (rows for _ in range(deals) for rows in batches_of(data().test, BATCH, setting.batches))
+    dealt = (
+        rows
+        for _ in range(deals)
+        for rows in batches_of(data(setting.train, setting.test).test, BATCH, setting.batches)
+    )
     for rows in dealt:
         batch = inputs(rows)
         gates = router(base.encoder.embeddings(batch["input_ids"]), batch["attention_mask"])
@@ -204,19 +220,19 @@ def accuracy(model: nn.Module, setting: Setting) -> dict[str, float]:
     """Measure on test batches of the kind that the model was trained on."""
     right = dict.fromkeys(DOMAINS, 0)
     torch.manual_seed(0)
-    for rows in batches_of(data().test, BATCH, setting.batches):
+    for rows in batches_of(data(setting.train, setting.test).test, BATCH, setting.batches):
         batch = inputs(rows)
         hits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(-1)
         for item, hit in zip(rows, (hits == batch["labels"]).tolist(), strict=True):
             right[list(DOMAINS)[item["domain"]]] += hit
-    return {domain: count / TEST for domain, count in right.items()}
+    return {domain: count / setting.test for domain, count in right.items()}
 
 
 def one_training(setting: Setting, seed: int, *, measures: bool) -> dict[str, Any]:
     started = time.process_time()  # of the processor: trainings may share it
     model = adapt(setting, seed)
     torch.manual_seed(1000 + seed)  # the same batches for all settings that have the same kind of them
-    looked = (inputs(rows) for rows in batches_of(data().train, BATCH, setting.batches))
+    looked = (inputs(rows) for rows in batches_of(data(setting.train, setting.test).train, BATCH, setting.batches))
     initialize_router(model, looked, max_batches=INITIAL_BATCHES, scale=setting.scale, progress=False)
     before = routes(model, setting)
     torch.manual_seed(2000 + seed)
@@ -231,8 +247,6 @@ def one_training(setting: Setting, seed: int, *, measures: bool) -> dict[str, An
         "before": before,
         "after": routes(model, setting),
         "seconds": round(time.process_time() - started, 1),
-        "train": TRAIN,
-        "test": TEST,
         "epochs": EPOCHS,
         "batch": BATCH,
         "learning_rate": RATE,
