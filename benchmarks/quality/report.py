@@ -125,13 +125,20 @@ def caption(made: Sequence[Row]) -> str:
     records = [one for row in made for one in row.runs]
     sizes, versions = records[0]["sizes"], records[0]["versions"]
     devices = ", ".join(sorted({one["device"] for one in records}))
-    commits = ", ".join(sorted({one["commit"] for one in records}))
+    commits = ", ".join(
+        sorted({f"{one['commit'][:10]}{'-dirty' * one['commit'].endswith('-dirty')}" for one in records})
+    )
     tested = len(records[0]["test"]) * sizes["test"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
+        "± is the standard deviation over seeds; of a difference, the standard error of its mean, paired by seed. "
         f"Device: {devices}; {sizes['epochs']} epochs, batches of {sizes['batch_size']}; about {tested:,} test items. "
         f"Seconds are of training, other runs beside it. {named}; commit {commits}."
     )
+
+
+def _short(commit: str) -> str:
+    return commit[:10] + "-dirty" * commit.endswith("-dirty")
 
 
 def draw(made: Sequence[Row], title: str, path: Path) -> None:
@@ -146,23 +153,23 @@ def draw(made: Sequence[Row], title: str, path: Path) -> None:
     points = [(row.experiment.label, row.parameters, row.mean) for row in made if row.parameters]
     if not points:
         return
-    axes = tradeoff(points)
-    axes.set_title(title)
+    figure, axes = plt.subplots(figsize=(7.5, 4.2))
+    tradeoff(points, axes).set_title(title)
     for row in made:
         if not row.parameters:
             axes.axhline(row.mean, color="0.5", linewidth=0.8, linestyle=":")
             axes.annotate(
                 row.experiment.label,
-                (1, row.mean),
+                (0.01, row.mean),
                 xycoords=("axes fraction", "data"),
-                ha="right",
                 va="bottom",
                 fontsize=8,
                 color="0.5",
             )
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    axes.figure.savefig(path, bbox_inches="tight", transparent=True, metadata={"Date": None})
-    plt.close(axes.figure)
+    # Below: names would cover the points, and beside the axes they would squeeze them.
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
+    figure.savefig(path, bbox_inches="tight", transparent=True, metadata={"Date": None})
+    plt.close(figure)
 
 
 def write(folder: Path, experiments: Sequence[Experiment]) -> str:

@@ -184,7 +184,8 @@ class AcceleratedHRAConv2d(_ThinProducts, HRAConv2d):
         if not factors:
             return result
         # W (I + V₁U₁ᵀ)(I + V₂U₂ᵀ) = W + L₁U₁ᵀ + L₂U₂ᵀ with L₁ = W V₁ and L₂ = (W + L₁U₁ᵀ) V₂.
-        rows, lefts = weight.flatten(1), list[Tensor]()
+        rows = weight.flatten(1)
+        lefts: list[Tensor] = []
         for left, _ in factors:
             reduced = rows @ left
             for known, (_, before) in zip(lefts, factors, strict=False):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from tucka.core.counts import count_parameters
 from tucka.errors import ConfigError, expected
@@ -89,10 +89,10 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], ax: Axes 
     ax.margins(x=0.12, y=0.15)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     sizes = [point.parameters for point in named]
-    if max(sizes) >= 10 * min(sizes):  # the powers of ten suffice
-        ax.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        ax.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: short(value)))
+    # Few enough labels that they do not touch, enough of them where the methods are of like size.
+    steps = (1.0, 2.0, 5.0) if max(sizes) >= 4 * min(sizes) else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    ax.xaxis.set_major_locator(LogLocator(subs=steps))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     spread = max(point.accuracy for point in named) - min(point.accuracy for point in named)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if spread < 0.05 else 0))
     ax.set(xlabel="trainable parameters", ylabel="mean accuracy", title="Accuracy and size")
