@@ -116,6 +116,8 @@ def test_expert_load_says_what_it_misses_in_a_log():
         expert_load([{"loss": 1.0}])
     with pytest.raises(ShapeError, match="steps: expected 3 numbers"):
         expert_load(TIMES, steps=[1, 2])
+    with pytest.raises(ConfigError, match="steps: expected increasing numbers"):
+        expert_load(TIMES, steps=[1, 5, 5])
 
 
 def points(count=60, width=5):

@@ -187,6 +187,18 @@ def test_the_bias_is_saved_and_loaded(tmp_path):
     torch.testing.assert_close(output_of(loaded, inputs), output_of(model, inputs))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_bias_stays_wide_in_a_half_precision_model(dtype):
+    router = Router(TuckerSpec(groups=2, balance_rate=1e-3), 4)
+    router.update_bias(torch.tensor([9, 1]))
+    router.to(dtype)
+    for _ in range(999):
+        router.update_bias(torch.tensor([9, 1]))
+    assert router.center.dtype == dtype
+    torch.testing.assert_close(router.choice_bias, torch.tensor([-1.0, 1.0]), atol=1e-4, rtol=0)
+    assert router.double().choice_bias.dtype == torch.float64
+
+
 def test_a_new_start_sets_the_bias_back():
     model = adapt("bert", balance_rate=0.5)
     balance_router(model, torch.tensor([5, 0, 1]))
@@ -302,7 +314,7 @@ def test_a_balanced_training_is_not_warned_of(tmp_path):
         trained(adapt("bert", routing="sample"), tmp_path, RouterCallback(progress=False, collapse_window=3))
 
 
-@pytest.mark.parametrize("options", [{"collapse_window": 0}, {"collapse_below": 0.0}])
+@pytest.mark.parametrize("options", [{"collapse_window": 0}, {"collapse_below": 0.0}, {"max_batches": -1}])
 def test_the_callbacks_options_have_rules(options):
     with pytest.raises(ConfigError):
         RouterCallback(**options)

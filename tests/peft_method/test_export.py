@@ -179,6 +179,7 @@ def test_nothing_is_written_where_an_adapter_cannot_be_exported(tmp_path):
     refuse(routed, path, RouteError, "pin_route")
     refuse(routed, path, ConfigError, r"finite numbers of shape \(2, 2\)", gates=[[1.0]])
     refuse(routed, path, ConfigError, "finite numbers", gates=[[float("nan")] * 2] * 2)
+    refuse(routed, path, ConfigError, "finite numbers", gates=[[1.0, 0.0], [0.0]])
     refuse(routed, path, ConfigError, "adapter_name", gates=GATES, adapter_name="unknown")
     refuse(nn.Linear(2, 2), path, RouteError, "TuckA layers")
     for kind in ("conv2d_dilated", "transposed"):

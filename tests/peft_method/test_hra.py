@@ -268,6 +268,14 @@ def test_restoring_gives_pefts_classes_back_and_nothing_of_peft_was_changed():
     assert torch.equal(fast(image()), model(image()))
 
 
+def test_several_adapters_compile_whole():
+    _, fast = twins()
+    add_another(fast)
+    fast.base_model.set_adapter(["default", "other"])
+    compiled = torch.compile(fast, fullgraph=True, backend="eager")
+    close(compiled(image()), fast(image()))
+
+
 def test_models_without_hra_have_nothing_to_accelerate():
     assert accelerate_hra(nn.Linear(2, 2)) == 0
     assert accelerate_hra(get_peft_model(Net(), LoraConfig(target_modules=["linear"]))) == 0

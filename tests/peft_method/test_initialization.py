@@ -130,6 +130,8 @@ def test_what_cannot_be_initialised_says_why():
     model = adapt("bert")
     with pytest.raises(ConfigError, match="batches: expected at least one batch"):
         initialize_router(model, [], progress=False)
+    with pytest.raises(ConfigError, match="max_batches: expected a whole number of at least 1, got -1"):
+        initialize_router(model, BATCHES, max_batches=-1, progress=False)
     model.add_adapter("other", config_for("bert"))
     with pytest.raises(ConfigError, match="adapter_name: expected an active adapter, got 'other'"):
         initialize_router(model, BATCHES, adapter_name="other", progress=False)
@@ -171,6 +173,11 @@ def test_a_measured_route_is_the_mean_of_the_decisions(routing):
 
 def test_the_kind_of_pin_must_be_clear():
     model = get_peft_model(make("bert"), TuckAConfig(r=2, target_modules=["query"]))
-    for arguments in ({}, {"gates": [[1, 0], [0, 0]], "group": 0}, {"group": 5}, {"group": True}, {"gates": [[1]]}):
+    for arguments in ({}, {"gates": [[1, 0], [0, 0]], "group": 0}, {"group": 5}, {"group": True}):
         with pytest.raises(ConfigError):
             pin_route(model, **arguments)
+    for gates in ([[1]], [[1, 0], [0]], "text"):
+        with pytest.raises(ConfigError, match=r"gates: expected finite numbers of shape \(2, 2\)"):
+            pin_route(model, gates=gates)
+    exact = torch.full((2, 2), 0.1, dtype=torch.float64)
+    assert torch.equal(pin_route(model.double(), gates=exact), exact)

@@ -15,7 +15,7 @@ from support.bases import make_base, run
 from support.close import assert_close
 from tucka.backends import reference
 from tucka.errors import CheckpointError, ConfigError, RouteError
-from tucka.peft import TuckAConfig, adapted_modules, last_route, load_official_checkpoint
+from tucka.peft import TuckAConfig, adapted_modules, balance_router, last_route, load_official_checkpoint
 
 VARIANT = {"affinity": "group_norm", "factor_norm": "frobenius", "gate_norm": False}
 WIDTHS = (6, 5, 4)
@@ -108,6 +108,16 @@ def test_padding_counts_in_their_routing_feature_and_this_survives_saving(tmp_pa
     again.load_adapter(tmp_path, "again")
     again.set_adapter("again")
     assert_close(again(x, attention_mask=mask).numpy(), desired, eps=2.0**-50, terms=100)
+
+
+@torch.no_grad()
+def test_a_bias_on_the_choice_is_set_back_since_their_code_has_none():
+    model, other, state = adapted(balance_rate=9.0), adapted(), checkpoint()
+    balance_router(model, torch.tensor([0, 1, 2]))
+    for each in (model, other):
+        load_official_checkpoint(each, state)
+    x = torch.randn(2, 4, WIDTHS[0], dtype=torch.float64)
+    assert torch.equal(model(x), other(x))
 
 
 @pytest.mark.parametrize("suffix", ["", ".default", ".default.weight", ".weight"])

@@ -14,6 +14,7 @@ from tucka.backends.torch.scope import RoutingScope, scope_of
 from tucka.core.load import CollapseAlarm, load_entropy
 from tucka.peft.adapters import layers_of
 from tucka.peft.routes import balance_router, initialize_router
+from tucka.spec import check_count
 
 __all__ = ["RouterCallback"]
 
@@ -65,7 +66,7 @@ class RouterCallback(TrainerCallback):
         collapse_window: int = 32,
         collapse_below: float = 0.5,
     ) -> None:
-        self.max_batches = max_batches
+        self.max_batches = check_count("max_batches", max_batches, least=0, where="RouterCallback")
         self.scale = scale
         self.progress = progress
         self.collapse_window = collapse_window

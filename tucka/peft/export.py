@@ -20,6 +20,7 @@ from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import chosen_adapter
 from tucka.peft.config import TuckAConfig
 from tucka.peft.layer import TuckALayer
+from tucka.peft.pinning import checked_gates
 
 __all__ = ["export_lora"]
 
@@ -97,10 +98,7 @@ def _fixed_gates(model: nn.Module, name: str, gates: Any, shape: tuple[int, int]
             cure = "Pass gates, or fix them first with tucka.peft.pin_route(model, ...)"
             raise RouteError(expected("gates", rule, f"the routed adapter {name!r}", where=_WHERE, cure=cure))
         return pinned
-    fixed = torch.as_tensor(gates, dtype=torch.get_default_dtype())
-    if tuple(fixed.shape) != shape or not torch.isfinite(fixed).all():
-        raise ConfigError(expected("gates", f"finite numbers of shape {shape}", fixed.tolist(), where=_WHERE))
-    return fixed
+    return checked_gates(gates, shape, dtype=torch.get_default_dtype(), where=_WHERE)
 
 
 def _lora_tensors(model: nn.Module, name: str, gates: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:

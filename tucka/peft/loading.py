@@ -30,7 +30,8 @@ def load_adapter(
 
     `PeftModel.from_pretrained` and `PeftModel.load_adapter` load the same folders, find the same damage and leave the
     model as it was too. But they read pickle unasked, and look which method a configuration is for before tucka sees
-    it: one that is no JSON file raises Python's own error there.
+    it: one that is no JSON file raises Python's own error there. And a folder without weights they notice only when
+    the new adapter is in the model.
 
     Parameters
     ----------

@@ -97,6 +97,8 @@ def load_official_checkpoint(
     with torch.no_grad():
         for target, value in plan:
             target.copy_(value)
+    if router.choice_bias is not None:  # their code has none
+        router.choice_bias.zero_()
     router.is_initialized.fill_(True)
     router.count_padding = True
     config.route_tokens = "padded"

@@ -13,7 +13,7 @@ from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import chosen_adapter, layers_of, spec_of
 from tucka.peft.observation import observe
 
-__all__ = ["pin_route", "unpin_route"]
+__all__ = ["checked_gates", "pin_route", "unpin_route"]
 
 
 def pin_route(
@@ -60,17 +60,55 @@ def pin_route(
     is_group = isinstance(group, int) and not isinstance(group, bool) and 0 <= group < shape[0]
     if group is not None and not is_group:
         raise ConfigError(expected("group", f"a whole number from 0 to {shape[0] - 1}", repr(group), where=where))
+    cores = (layer.experts(name).cores for _, layer in layers_of(model) if name in layer.tucka_experts)
+    dtype = torch.promote_types(next(cores).dtype, torch.float32)  # so that gates of float64 keep their digits
     if batches is not None:
-        fixed = _measured_gates(model, name, batches, group)
+        gates = _measured_gates(model, name, batches, group)
     elif group is not None:
-        fixed = torch.zeros(shape)
-        fixed[group] = 1.0 / spec.experts_per_group
-    else:
-        fixed = torch.as_tensor(gates, dtype=torch.float32).detach().clone()
-    if tuple(fixed.shape) != shape or not torch.isfinite(fixed).all():
-        raise ConfigError(expected("gates", f"finite numbers of shape {shape}", fixed.tolist(), where=where))
+        gates = torch.zeros(shape, dtype=dtype)
+        gates[group] = 1.0 / spec.experts_per_group
+    fixed = checked_gates(gates, shape, dtype=dtype, where=where)
     _set_pinned(model, name, fixed)
     return fixed.clone()
+
+
+def checked_gates(gates: Any, shape: tuple[int, int], *, dtype: torch.dtype, where: str) -> Tensor:
+    """Copy fixed gates that a caller gave into a tensor, or say what is wrong with them.
+
+    Parameters
+    ----------
+    gates : array_like
+        The gates.
+    shape : (int, int)
+        (k, t), which they must have.
+    dtype : torch.dtype
+        Of the copy.
+    where : str
+        The caller, for the message.
+
+    Returns
+    -------
+    Tensor, shape (k, t)
+        The copy.
+
+    Raises
+    ------
+    ConfigError
+        If they are no finite numbers of that shape.
+
+    Examples
+    --------
+    >>> checked_gates([[1, 0]], (1, 2), dtype=torch.float32, where="example")
+    tensor([[1., 0.]])
+    """
+    rule = f"finite numbers of shape {shape}"
+    try:
+        fixed = torch.as_tensor(gates, dtype=dtype).detach().clone()
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of several lengths, text
+        raise ConfigError(expected("gates", rule, repr(gates), where=where)) from error
+    if tuple(fixed.shape) != shape or not torch.isfinite(fixed).all():
+        raise ConfigError(expected("gates", rule, fixed.tolist(), where=where))
+    return fixed
 
 
 def _measured_gates(model: nn.Module, name: str, batches: Iterable[Any], group: int | None) -> Tensor:

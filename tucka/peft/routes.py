@@ -23,7 +23,7 @@ from tucka.peft.adapters import chosen_adapter as _adapter
 from tucka.peft.adapters import spec_of
 from tucka.peft.observation import RowSample, observe
 from tucka.peft.sharded import whole_parameters
-from tucka.spec import Routing, check_finite
+from tucka.spec import Routing, check_count, check_finite
 
 # Enough to find a few principal axes; bounds memory and time, of token routing above all.
 _FEATURES = 2048
@@ -171,11 +171,13 @@ def initialize_router(
     Raises
     ------
     ConfigError
-        If there is no such active adapter, no batch, or a scale that is negative or without ``"dai"``.
+        If there is no such active adapter, no batch, a number of batches below 1, or a scale that is
+        negative or without ``"dai"``.
     RouteError
         If the adapter has no router.
     """
     name, router = _routed(model, adapter_name)
+    check_count("max_batches", max_batches, where="initialize_router")
     _check_scale(scale, router.spec.initialization)
     features, means = (RowSample(_FEATURES, router.in_features, seed=router.seed) for _ in range(2))
     sizes: list[int] = []

@@ -50,7 +50,8 @@ def expert_load(load: Any, ax: Axes | None = None, *, steps: Sequence[float] | N
     ShapeError
         If `load` is neither a vector nor a table, or `steps` has another length.
     ConfigError
-        If a count is negative or not finite, or all of one time are zero; or a log has no entries of one adapter.
+        If a count is negative or not finite, or all of one time are zero; if `steps` do not increase; or a log has no
+        entries of one adapter.
 
     Examples
     --------
@@ -75,6 +76,8 @@ def expert_load(load: Any, ax: Axes | None = None, *, steps: Sequence[float] | N
     times = np.arange(1.0, len(counts) + 1) if steps is None else np.asarray(list(steps), dtype=np.float64)
     if times.shape != (len(counts),):
         raise ShapeError(expected("steps", f"{len(counts)} numbers", f"shape {times.shape}", where="expert_load"))
+    if not np.all(np.diff(times) > 0):
+        raise ConfigError(expected("steps", "increasing numbers", times.tolist(), where="expert_load"))
     return _loads_over_time(counts, times, ax)
 
 

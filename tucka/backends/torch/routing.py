@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -265,6 +267,15 @@ class Router(nn.Module):
         self.centroids.copy_(centroids)
         self.center.copy_(torch.zeros_like(self.center) if center is None else center)
         self.is_initialized.fill_(True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Convert as torch does, but leave the bias wide: in half precision it would soon be too coarse to be moved."""
+        before = self.choice_bias
+        super()._apply(fn, recurse)
+        after = self.choice_bias
+        if before is not None and after is not None and after.dtype in _HALF:
+            self.choice_bias = self._wide(after if before.is_meta or after.is_meta else before.to(after.device))
+        return self
 
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:
