@@ -168,7 +168,7 @@ def draw(made: Sequence[Row], title: str, path: Path) -> None:
             )
     # Below: names would cover the points, and beside the axes they would squeeze them.
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
-    figure.savefig(path, bbox_inches="tight", transparent=True, metadata={"Date": None})
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
 
