@@ -90,8 +90,9 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], ax: Axes 
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     sizes = [point.parameters for point in named]
     # Few enough labels that they do not touch, enough of them where the methods are of like size.
-    steps = (1.0, 2.0, 5.0) if max(sizes) >= 4 * min(sizes) else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    ax.xaxis.set_major_locator(LogLocator(subs=steps))
+    ratio = max(sizes) / min(sizes)
+    fine = (1.0, 2.0, 5.0) if ratio >= 4 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if ratio >= 100 else fine))
     ax.xaxis.set_minor_formatter(NullFormatter())
     spread = max(point.accuracy for point in named) - min(point.accuracy for point in named)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if spread < 0.05 else 0))
