@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -57,7 +58,7 @@ def _made_by(library: str, *type_names: str) -> Callable[[type], bool]:
 def _tensorly(name: str) -> Callable[[], Backend]:
     def load() -> Backend:
         # TensorLy's manager makes a handle without selecting it. It lists a backend before that backend is complete;
-        # the import waits for another thread that is at it.
+        # the import waits for a thread outside of tucka that is at it.
         importlib.import_module(f"tensorly.backend.{name}_backend")
         return importlib.import_module("tensorly.backend").BackendManager.load_backend(name)
 
@@ -77,6 +78,7 @@ _entries: list[_Entry] = [
     _Entry(_made_by("numpy", "ndarray", "generic"), _tensorly("numpy")),
 ]
 _index_of_type: dict[type, int] = {}
+_loading = threading.RLock()  # a loader may itself look at arrays
 
 
 def _entry_index(name: str, kind: type) -> int:
@@ -87,9 +89,10 @@ def _entry_index(name: str, kind: type) -> int:
     for index in reversed(range(len(_entries))):
         entry = _entries[index]
         if entry.is_array_type(kind):
-            # Handles are compared by identity. Should two threads race, both take the one that was stored first.
-            if not entry.handles:
-                entry.handles.append(entry.loader())
+            # One at a time: two of TensorLy's backends that are first imported in two threads wait for each other.
+            with _loading:
+                if not entry.handles:
+                    entry.handles.append(entry.loader())
             known[kind] = index
             return index
     given = f"{kind.__module__}.{kind.__qualname__}"
