@@ -1,7 +1,7 @@
 """How evenly routers use their groups at the start, on features of real models that they have not seen.
 
-python benchmarks/routing/balance.py run      # writes benchmarks/results/routing-balance-start.json
-python benchmarks/routing/balance.py report   # a table and a figure from it
+python -m benchmarks.routing.balance run      # writes benchmarks/results/routing-balance-start.json
+python -m benchmarks.routing.balance report   # a table and a figure from it
 
 Each seed draws the samples that the router starts from (32 batches of 16) and its random numbers; all other samples
 are routed, one by one or in batches of 16 that mix the labels. The ceiling is what n choices at random would give:
@@ -13,19 +13,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from features import SOURCES, Features, load_features
 from scipy.cluster.vq import kmeans2
 from tqdm import tqdm
 
 import tucka
+from benchmarks.provenance import provenance
+from benchmarks.routing.balance_report import write_report
+from benchmarks.routing.features import SOURCES, Features, load_features
 from tucka.backends.reference import moved_bias
 from tucka.core.initialization import features_like_batches
 
@@ -162,14 +162,12 @@ def run(seeds: int) -> None:
                         found.setdefault((source, k, router, routing), []).append(load)
     names = ("source", "k", "router", "routing")
     rows = [{**dict(zip(names, place, strict=True)), "loads": loads} for place, loads in found.items()]
-    versions = {name: version(name) for name in ("numpy", "scipy", "torch", "transformers")}
-    about = {"seeds": seeds, "batch": BATCH, "batches": BATCHES, "device": platform.machine(), "versions": versions}
+    made_with = provenance(("numpy", "scipy", "torch", "transformers"))
+    about = {"seeds": seeds, "batch": BATCH, "batches": BATCHES, **made_with}
     RESULT.write_text(json.dumps({**about, "rows": rows}) + "\n")
 
 
 def main() -> None:
-    from balance_report import write_report
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=["run", "report"])
     parser.add_argument("--seeds", type=int, default=SEEDS)

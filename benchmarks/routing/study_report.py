@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from balance_report import ceiling
 from scipy import stats
 
+from benchmarks.routing.balance_report import ceiling
 from tucka.core.load import load_entropy
 from tucka.plots import group_by_label
 
@@ -132,12 +132,13 @@ def write_report(path: Path) -> None:
     is_comparison = path.stem == "routing-pays"
     first = rows[0]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    commits = ", ".join(sorted({row["commit"][:10] for row in rows}))
     text = (
         f"{pays(rows) if is_comparison else balance(rows)}\n\n"
         f"all-MiniLM-L6-v2, four domains of rated sentences, {first['train']} training and {first['test']} test "
         f"sentences each, {first['epochs']} epochs of batches of {first['batch']}, learning rate "
         f"{first['learning_rate']:g}, t = p = 2; ± is a 95 % confidence interval over seeds. {first['device']}, one "
-        f"thread; {versions}; commit {first['commit'][:10]}.\n"
+        f"thread; {versions}; commit {commits}.\n"
     )
     path.with_suffix(".md").write_text(text)
     if is_comparison:

