@@ -16,6 +16,9 @@ from tucka.spec import TuckerSpec, check_count
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_input", "width_of"]
 
+# What an expert's r×r matrix starts with where it is not zero; chosen by validation accuracy, see `benchmarks/quality`.
+_START = 4.0
+
 
 class ExpertParts(nn.Module):
     r"""The trainable parts of one adapted layer: cores G, expert factor C and basis U.
@@ -27,9 +30,10 @@ class ExpertParts(nn.Module):
     in_features : int
         Width of the layer's input (d).
     init_weights : bool
-        True for an update that is exactly zero: zero cores, an orthonormal basis, orthonormal rows or columns in the
-        expert factor. With ``factor_norm="frobenius"``, which zero cores would make 0/0, the authors' random start.
-        False for a random start whose update is visible.
+        True for an update that is exactly zero: one half of the basis is orthonormal and reads the input, the other
+        half is zero and the cores lead to it, as LoRA's first factor leads to its zero factor. With r = 1, which has
+        no halves, the cores are zero. With ``factor_norm="frobenius"``, the authors' start, whose update is random.
+        False for a random start whose update is visible. The expert factor has orthonormal rows or columns.
 
     Attributes
     ----------
@@ -80,17 +84,32 @@ class ExpertParts(nn.Module):
         """
         if self.basis.is_meta:
             return
-        for factor in (self.basis, self.expert_factor):
-            # In float32: the decomposition behind it exists in no half precision.
-            factor.copy_(nn.init.orthogonal_(torch.empty(factor.shape, device=factor.device)))
+        # In float32: the decompositions behind these starts exist in no half precision.
+        self.basis.copy_(nn.init.orthogonal_(torch.empty(self.basis.shape, device=self.basis.device)))
         if self.spec.factor_norm is not None:
             # One random slice, repeated: how the authors' code starts.
             first = nn.init.kaiming_uniform_(torch.empty_like(self.cores[0, 0], dtype=torch.float32))
             self.cores.copy_(first.expand_as(self.cores))
-        elif init_weights:
-            self.cores.zero_()
         else:
             self.cores.copy_(torch.randn(self.cores.shape, device=self.cores.device))
+        self.expert_factor.copy_(_holding_ones(self.expert_factor))
+        if init_weights and self.spec.factor_norm is None:
+            self._start_at_base()
+
+    def _start_at_base(self) -> None:
+        """Make half of the basis zero, and the cores lead to it what the other half reads.
+
+        The update is zero and its gradient reaches every direction of the zero half at once. Were the cores zero
+        instead, their r² numbers alone would get a gradient at first.
+        """
+        rank = self.spec.rank
+        written = rank // 2
+        read = rank - written
+        self.basis[:, read:] = 0.0
+        self.cores.zero_()
+        # Weighted so that all experts start alike.
+        weights = self.expert_factor.sum(dim=0)
+        self.cores[:, :, range(written), range(read, rank)] = _START * weights[:, None]
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return cores, expert factor and basis as they enter the equations.
@@ -124,6 +143,15 @@ class ExpertParts(nn.Module):
         """
         cores, expert_factor, basis = self.factors()
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha, where=where)
+
+
+def _holding_ones(like: Tensor) -> Tensor:
+    """Draw an expert factor with orthonormal rows or columns that can give all experts the same weight."""
+    experts, slices = like.shape
+    drawn = torch.randn(experts, slices, device=like.device)
+    drawn[:, 0] = 1.0
+    columns: Tensor = torch.linalg.qr(drawn if slices <= experts else drawn.T).Q
+    return columns if slices <= experts else columns.T
 
 
 class TuckerAdapter(nn.Module):
