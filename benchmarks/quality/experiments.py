@@ -16,7 +16,7 @@ else:
 
 FOLDER = Path(__file__).parent / "experiments"
 KINDS = ("features", "adapter", "words")
-_KEYS = {"label", "kind", "adapter", "learning_rates", "config", "parts"}
+_KEYS = {"label", "kind", "adapter", "learning_rates", "config", "parts", "start", "evaluations"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Experiment:
         Arguments of the configuration class.
     parts : dict of str to float
         Factors of the learning rate for parameters by a part of their name.
+    start : str
+        Another start of TuckA than the library's, see `benchmarks.quality.starts`.
+    evaluations : int
+        How many times the validation accuracy is taken while training, for curves.
     """
 
     name: str
@@ -48,11 +52,14 @@ class Experiment:
     learning_rates: tuple[float, ...] = (0.0,)
     config: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
+    start: str = ""
+    evaluations: int = 0
 
     @property
     def key(self) -> str:
         """A short hash of what decides a run's outcome: an edited file is another experiment."""
         decisive = [self.kind, self.adapter, self.config, self.parts]
+        decisive += [self.start] if self.start else []
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -78,6 +85,8 @@ def read(path: Path) -> Experiment:
         learning_rates=tuple(table.get("learning_rates", (0.0,))),
         config=table.get("config", {}),
         parts=table.get("parts", {}),
+        start=table.get("start", ""),
+        evaluations=table.get("evaluations", 0),
     )
 
 

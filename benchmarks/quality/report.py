@@ -116,7 +116,11 @@ def table(made: Sequence[Row]) -> str:
 def _difference(row: Row, peer: Row | None) -> str:
     if peer is None or peer is row:
         return ""
-    mean, error = row.against(peer)
+    return signed(*row.against(peer))
+
+
+def signed(mean: float, error: float | None) -> str:
+    """Write a difference in points."""
     return f"{100 * mean:+.2f}" + (f" ± {100 * error:.2f}" if error is not None else "")
 
 
@@ -125,9 +129,7 @@ def caption(made: Sequence[Row]) -> str:
     records = [one for row in made for one in row.runs]
     sizes, versions = records[0]["sizes"], records[0]["versions"]
     devices = ", ".join(sorted({one["device"] for one in records}))
-    commits = ", ".join(
-        sorted({f"{one['commit'][:10]}{'-dirty' * one['commit'].endswith('-dirty')}" for one in records})
-    )
+    commits = ", ".join(sorted({_short(one["commit"]) for one in records}))
     tested = len(records[0]["test"]) * sizes["test"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (

@@ -6,25 +6,52 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import peft
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.problem import Item, Problem, Sizes
+from benchmarks.quality.starts import restart
 from tucka import load_entropy
 from tucka.demo.training import LengthBatches
 from tucka.peft import RouterCallback, TuckAConfig, accelerate_hra, expert_load
 
 _EVALUATION_BATCH = 100
+_START_ITEMS = 256  # of the training data, for starts that look at inputs
 
 
 class Unsupported(Exception):  # noqa: N818 - an outcome, not a fault
     """The method cannot adapt this model; the message is its own."""
+
+
+class _Curve(TrainerCallback):
+    """Takes the accuracy on the validation part a number of times while training, and at its end."""
+
+    def __init__(self, problem: Problem, evaluations: int) -> None:
+        self._problem = problem
+        self._evaluations = evaluations
+        self.points: list[tuple[int, float]] = []
+
+    def on_step_end(self, _args: object, state: TrainerState, _control: object, **kwargs: Any) -> None:
+        every = max(1, state.max_steps // self._evaluations)
+        if state.global_step % every == 0 or state.global_step == state.max_steps:
+            model = kwargs["model"].eval()
+            found = accuracy(model, self._problem.validation, self._problem)
+            self.points.append((state.global_step, fmean(found.values())))
+            model.train()
 
 
 class _Trainer(Trainer):
@@ -168,14 +195,28 @@ def run_adapter(
 ) -> dict[str, Any]:
     """Train a fresh model and evaluate it; return what there is to tell."""
     model = adapt(problem.model(seed), experiment, problem, seed)
+    if experiment.start:
+        seen = problem.train[:_START_ITEMS]
+        places = range(0, len(seen), sizes.batch_size)
+        batches = (problem.collator(seen[place : place + sizes.batch_size]) for place in places)
+        restart(model, experiment.start, batches, seed)
+    curve = _Curve(problem, experiment.evaluations)
     adapter, head = trainable(model, problem.head)
     result: dict[str, Any] = {"parameters": adapter, "head_parameters": head, "log": []}
     routed = experiment.adapter == "TuckAConfig"
     started = time.perf_counter()
     if adapter + head:
         result["log"] = train(
-            model, experiment, problem, sizes, learning_rate=learning_rate, head_rate=head_rate, seed=seed
+            model,
+            experiment,
+            problem,
+            sizes,
+            learning_rate=learning_rate,
+            head_rate=head_rate,
+            seed=seed,
+            callbacks=[curve] if experiment.evaluations else [],
         )
+        result["curve"] = curve.points
     result["seconds"] = time.perf_counter() - started
     if routed:
         result["training_load"] = expert_load(model, reset=True).tolist()
