@@ -52,7 +52,7 @@ class Plan:
         dict of str to float
             By the method's name.
         """
-        return {HEAD_ONLY: 1e-2, LORA: 1e-3, TUCKA: 3e-3}
+        return {HEAD_ONLY: 1e-2, LORA: 3e-3, TUCKA: 2e-3}
 
 
 @dataclass(frozen=True)
