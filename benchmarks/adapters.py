@@ -1,9 +1,9 @@
 """Compare adapters around the same frozen layers: time in turns, memory kept, multiply-adds, operators.
 
-    python benchmarks/adapters.py --model stack --threads 1
-    python benchmarks/adapters.py --model encoder --threads 1
+    python -m benchmarks.adapters --model stack --threads 1
+    python -m benchmarks.adapters --model encoder --threads 1
 
-writes ``benchmarks/results/<model>-<device>-<dtype>.json``; ``python benchmarks/report.py`` makes the table and the
+writes ``benchmarks/results/<model>-<device>-<dtype>.json``; ``python -m benchmarks.report`` makes the table and the
 figure from such files, and only from them.
 """
 
@@ -12,18 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from measures import RUNS, counts, operators, summary, times_in_turns, training_step
-from methods import METHODS, Encoder, Stack, built, formula_of, widths_of
+from benchmarks.measures import RUNS, counts, operators, summary, times_in_turns, training_step
+from benchmarks.methods import METHODS, Encoder, Stack, built, formula_of, widths_of
+from benchmarks.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 MODELS = {"stack": Stack, "encoder": Encoder}
@@ -48,30 +44,6 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     options.depth = options.depth or {"stack": 2, "encoder": 1}[options.model]
     return options
-
-
-def provenance(options: argparse.Namespace) -> dict[str, Any]:
-    """Say what made the numbers."""
-    packages = ("torch", "peft", "transformers", "tucka", "numpy")
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "--", "../tucka"], capture_output=True, check=False).stdout
-    name = torch.cuda.get_device_name() if options.device == "cuda" else _processor()
-    return {
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in packages}},
-        "device": name,
-        "commit": commit or None,
-        "uncommitted_changes": bool(changed),
-        "load_average": os.getloadavg()[0],  # of the minute before
-        "options": {name: value for name, value in vars(options).items() if name != "output"},
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({platform.machine()}, {len(names)} cores)"
 
 
 def operators_of(method: str, options: argparse.Namespace) -> dict[str, int]:
@@ -116,7 +88,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     output = options.output or RESULTS / f"{options.model}-{options.device}-{options.dtype}.json"
     layers = len(widths_of(MODELS[options.model](64, options.depth)))
-    report = {**provenance(options), "adapted_layers": layers, "methods": measure(options)}
+    about = {
+        **provenance(("torch", "peft", "transformers", "tucka", "numpy")),
+        "load_average": os.getloadavg()[0],  # of the minute before
+        "options": {name: value for name, value in vars(options).items() if name != "output"},
+    }
+    report = {**about, "adapted_layers": layers, "methods": measure(options)}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(output)

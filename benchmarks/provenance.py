@@ -26,5 +26,12 @@ def provenance(packages: Iterable[str]) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions},
         "commit": commit(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
     }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()} ({platform.machine()}, {len(names)} cores)"

@@ -1,6 +1,6 @@
 """Make the table and the figure of the adapters' benchmark from its result files, and only from them.
 
-python benchmarks/report.py benchmarks/results/stack-cpu-float32.json
+python -m benchmarks.report benchmarks/results/stack-cpu-float32.json
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def adapt(model: nn.Module, experiment: Experiment, problem: Problem, seed: int)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PEFT's, about versions of transformers
             adapted = peft.get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, NotImplementedError) as error:
         raise Unsupported(str(error).splitlines()[0]) from error
     if experiment.adapter == "HRAConfig":
         accelerate_hra(adapted)  # the same numbers, sooner
