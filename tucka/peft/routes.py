@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -93,7 +93,7 @@ def expert_load(model: nn.Module, reset: bool = False, adapter_name: str | None 
     return load.clone()
 
 
-def balance_router(model: nn.Module, load: Tensor, *, adapter_name: str | None = None) -> None:
+def balance_router(model: nn.Module, load: Tensor | Sequence[int], *, adapter_name: str | None = None) -> None:
     """Move the bias on the choice of groups against their load, where ``balance_rate`` is above zero.
 
     `RouterCallback` does this after each training step; in a loop of one's own, call it there. With several ranks, all
@@ -103,7 +103,7 @@ def balance_router(model: nn.Module, load: Tensor, *, adapter_name: str | None =
     ----------
     model : Module
         A model with a TuckA adapter.
-    load : Tensor, shape (k,)
+    load : Tensor or sequence of int, shape (k,)
         How often each group was chosen in the step on this rank: ``expert_load(model, reset=True)``.
     adapter_name : str, optional
         Which adapter; the active one if None.
@@ -123,7 +123,7 @@ def balance_router(model: nn.Module, load: Tensor, *, adapter_name: str | None =
     """
     _, router = _routed(model, adapter_name)
     if router.choice_bias is not None:
-        router.update_bias(sum_over_ranks(load))
+        router.update_bias(sum_over_ranks(torch.as_tensor(load)))
 
 
 def _routed(model: nn.Module, adapter_name: str | None) -> tuple[str, Router]:
