@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.quality import report, run
+from benchmarks.quality import report, run, studies_report
 from benchmarks.quality.experiments import FOLDER, Experiment, read, read_all
 from benchmarks.quality.problem import Problem, Sizes
 from benchmarks.quality.training import Unsupported, adapt, run_adapter, run_words, trainable
@@ -184,3 +184,12 @@ def test_report_shows_paired_differences_at_the_chosen_rate(tmp_path):
 def test_report_leaves_out_an_unfinished_search(tmp_path):
     run.append(tmp_path, record(1e-2, 0, 0.9))
     assert "Some" not in report.write(tmp_path, [experiment()])
+
+
+def test_committed_tables_are_made_from_the_committed_results(tmp_path):
+    for path in run.RESULTS.glob("*.jsonl"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    pages = {"tables.md": report.write(tmp_path, read_all())}
+    pages |= {path.name: path.read_text() for path in studies_report.write(tmp_path)}
+    for name, text in pages.items():
+        assert text == (run.RESULTS / name).read_text(), f"{name} is not what its results say"

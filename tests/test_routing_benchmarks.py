@@ -85,13 +85,17 @@ def test_information_and_interval():
     assert study_report.interval([0.0, 1.0]) == pytest.approx(12.7062 * 0.5, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "write"), [("start", balance_report.write_report), ("pays", study_report.write_report)]
-)
-def test_committed_pages_are_made_from_the_committed_results(tmp_path, name, write):
-    source = RESULTS / {"start": "routing-balance-start.json", "pays": "routing-pays.jsonl"}[name]
-    (tmp_path / source.name).write_bytes(source.read_bytes())
-    write(tmp_path / source.name)
+WRITERS = {
+    "routing-balance-start.json": balance_report.write_report,
+    "routing-balance.jsonl": study_report.write_report,
+    "routing-pays.jsonl": study_report.write_report,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_committed_pages_are_made_from_the_committed_results(tmp_path, name):
+    (tmp_path / name).write_bytes((RESULTS / name).read_bytes())
+    WRITERS[name](tmp_path / name)
     pages = sorted(tmp_path.glob("*.md"))
     assert pages
     for page in pages:
