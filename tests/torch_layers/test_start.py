@@ -24,7 +24,8 @@ def test_every_expert_is_zero_and_all_lead_alike_to_the_zero_half(seed, rank, k,
     cores, factor, basis = (tensor.detach().numpy() for tensor in parts.factors())
     assert not any(reference.expert(cores, factor, basis, i, j).any() for i in range(k) for j in range(t))
     read = -(-rank // 2)
-    torch.testing.assert_close(parts.basis[:, :read].T @ parts.basis[:, :read], torch.eye(read).double())
+    gram = parts.basis[:, :read].T @ parts.basis[:, :read]
+    torch.testing.assert_close(gram, torch.eye(read).double(), atol=1e-5, rtol=0)
     assert not parts.basis[:, read:].any()
     inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)
     wanted = torch.zeros(rank, rank, dtype=torch.float64)
