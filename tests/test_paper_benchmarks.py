@@ -183,8 +183,11 @@ def test_variants_are_what_they_are_called(name):
     assert (authors.affinity, authors.gate_norm, authors.factor_norm) == ("group_norm", False, "frobenius")
     assert authors.alpha == {"table1": 2, "table2": 1, "table3": 512}[name]
     plain = TuckAConfig(router_seed=3, **row.sizes)
-    same = ("affinity", "gate_norm", "factor_norm", "alpha", "routing", "route_tokens")
+    same = ("affinity", "gate_norm", "factor_norm", "routing", "route_tokens")
     assert all(getattr(configs["defaults"], key) == getattr(plain, key) for key in same)
+    rates = {task.training.learning_rate for task in experiment.tasks.values()}
+    steps = [configs[key].alpha * rate for key in ("equations", "defaults") for rate in rates]
+    assert all(step == pytest.approx(2e-3, rel=0.02) for step in steps), "what the documents recommend"
 
 
 @pytest.mark.parametrize("name", TABLES)
