@@ -181,6 +181,18 @@ def test_report_shows_paired_differences_at_the_chosen_rate(tmp_path):
     assert json.loads((tmp_path / "sentences.jsonl").read_text().splitlines()[0])["seed"] == 0
 
 
+def test_report_of_both_tasks_is_paired_by_seed(tmp_path):
+    peer = experiment(name="lora_r8", label="LoRA r=8", learning_rates=(1e-2,))
+    other = replace(peer, name="some", label="Some")
+    for task, gain in (("sentences", 0.0), ("reviews", 0.04)):
+        for seed in (0, 1):
+            changes = {"task": task, "key": peer.key}
+            run.append(tmp_path, record(1e-2, seed, 0.5, test=0.5 + 0.1 * seed, name="lora_r8", **changes))
+            run.append(tmp_path, record(1e-2, seed, 0.5, test=0.5 + 0.1 * seed + gain, **changes))
+    text = report.write(tmp_path, [other, peer])
+    assert "| Some | 10 | 57.00% | +2.00 ± 0.00 |\n| LoRA r=8 | 10 | 55.00% |  |" in text
+
+
 def test_report_leaves_out_an_unfinished_search(tmp_path):
     run.append(tmp_path, record(1e-2, 0, 0.9))
     assert "Some" not in report.write(tmp_path, [experiment()])

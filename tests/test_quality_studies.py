@@ -72,7 +72,7 @@ def test_reports_of_the_studies(tmp_path):
         log, curve = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}], [[1, 0.5], [2, 0.625]]
         run.append(tmp_path, finished(one, 0, 0.6, log=log, curve=curve))
     pages = {path.name: path.read_text() for path in studies_report.write(tmp_path)}
-    assert "| k = 4 | 10 | +2.00 | 72.00% (+2.00 ± 1.00) |" in pages["ablation.md"]
+    assert "| k = 4 | 10 | 72.00% (+2.00 ± 1.00) |" in pages["ablation.md"]
     assert "| r = 2 | 60.00% (10) | 60.00% (10) |" in pages["ranks-sentences.md"]
     assert "| HRA | 10 | 1.500 | 62.50% | 60.00% |" in pages["curves-sentences.md"]
     assert (tmp_path / "curves-sentences.svg").stat().st_size > 0

@@ -40,19 +40,20 @@ def by_task(records: Sequence[dict[str, Any]], study: str, folder: Path = STUDIE
 
 
 def ablation(tasks: dict[str, list[Row]]) -> str:
-    """Write what every change of a default does to the test accuracy, the best mean over the tasks first."""
+    """Write what every change of a default does to the test accuracy, the best first."""
     places = {task: {row.experiment.name: row for row in made} for task, made in tasks.items()}
-    common = set.intersection(*(set(found) for found in places.values()))
-    changes = {name: fmean(found[name].against(found[DEFAULTS])[0] for found in places.values()) for name in common}
-    lines = [
-        f"| change | parameters | mean of differences | {' | '.join(places)} |",
-        "|---|---:|---:" + "|---:" * len(places) + "|",
-    ]
-    for name in sorted(common, key=lambda name: (-changes[name], name)):
-        any_row = next(iter(places.values()))[name]
-        cells = [_cell(found[name], found[DEFAULTS]) for found in places.values()]
-        change = "" if name == DEFAULTS else f"{100 * changes[name]:+.2f}"
-        lines.append(f"| {any_row.experiment.label} | {any_row.parameters:,} | {change} | {' | '.join(cells)} |")
+    rows_of: dict[str, list[Row]] = {}
+    changes: dict[str, list[float]] = {}
+    for found in places.values():
+        for name, row in found.items():
+            rows_of.setdefault(name, []).append(row)
+            changes.setdefault(name, []).append(row.against(found[DEFAULTS])[0])
+    head = ["change", "parameters", *places]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for name in sorted(changes, key=lambda name: (-fmean(changes[name]), name)):
+        cells = [_cell(found[name], found[DEFAULTS]) if name in found else "" for found in places.values()]
+        row = rows_of[name][0]
+        lines.append(f"| {row.experiment.label} | {row.parameters:,} | {' | '.join(cells)} |")
     said = "Test accuracy (difference to the defaults' in points, paired by seed)."
     return "\n\n".join(["\n".join(lines), said, *(f"{task}: {caption(made)}" for task, made in tasks.items())])
 
