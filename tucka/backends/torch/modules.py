@@ -17,8 +17,8 @@ from tucka.spec import TuckerSpec, check_count
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_input", "width_of"]
 
-# Of what an expert's r×r matrix starts with where it is not zero, times √r, so that one learning rate suits every rank; 4 at
-# r = 8. Chosen by accuracy on texts that were held out, see `benchmarks/quality`.
+# What an expert's r×r matrix starts with where it is not zero is this over √r, 4 at r = 8: one learning rate then suits
+# every rank. Chosen by accuracy on texts that were held out, see `benchmarks/quality`.
 _START = math.sqrt(128.0)
 
 
