@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from tucka.spec import TuckerSpec, check_count
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_input", "width_of"]
 
-# What an expert's r×r matrix starts with where it is not zero is this over √r, 4 at r = 8: one learning rate then suits
-# every rank. Chosen by accuracy on texts that were held out, see `benchmarks/quality`.
-_START = math.sqrt(128.0)
+# What an expert's r×r matrix starts with where it is not zero; chosen by validation accuracy, see `benchmarks/quality`.
+_START = 4.0
 
 
 class ExpertParts(nn.Module):
@@ -111,7 +109,7 @@ class ExpertParts(nn.Module):
         self.cores.zero_()
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
-        self.cores[:, :, range(written), range(read, rank)] = _START / math.sqrt(rank) * weights[:, None]
+        self.cores[:, :, range(written), range(read, rank)] = _START * weights[:, None]
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return cores, expert factor and basis as they enter the equations.
