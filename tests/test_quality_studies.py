@@ -67,7 +67,8 @@ def test_reports_of_the_studies(tmp_path):
         run.append(tmp_path, finished(ablation["defaults"], seed, 0.7))
         run.append(tmp_path, finished(ablation["groups_4"], seed, 0.71 + 0.02 * seed))
     for one in read_all(None, studies_report.STUDIES / "ranks"):
-        run.append(tmp_path, finished(one, 0, 0.6))
+        for rate in one.learning_rates:
+            run.append(tmp_path, finished(one, 0, 0.6) | {"learning_rate": rate})
     for one in read_all(None, studies_report.STUDIES / "curves"):
         log, curve = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.5}], [[1, 0.5], [2, 0.625]]
         run.append(tmp_path, finished(one, 0, 0.6, log=log, curve=curve))
