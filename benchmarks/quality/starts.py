@@ -20,6 +20,11 @@ def zero_cores(parts: ExpertParts, _inputs: Tensor) -> None:
     parts.cores.zero_()
 
 
+def same_lead(parts: ExpertParts, _inputs: Tensor) -> None:
+    """Let the cores of all layers lead alike, whatever the layers' weights."""
+    parts.load_state_dict(ExpertParts(parts.spec, len(parts.basis)).state_dict())
+
+
 def both_ways(parts: ExpertParts, _inputs: Tensor) -> None:
     """Let the cores lead from the zero half back as well: its directions read and write at once."""
     parts.cores += parts.cores.mT.clone()
@@ -46,7 +51,7 @@ def inputs(parts: ExpertParts, inputs: Tensor) -> None:
 
 
 STARTS: dict[str, Callable[[ExpertParts, Tensor], None]] = {
-    start.__name__: start for start in (zero_cores, both_ways, rotation, kaiming, inputs)
+    start.__name__: start for start in (zero_cores, same_lead, both_ways, rotation, kaiming, inputs)
 }
 
 

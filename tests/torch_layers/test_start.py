@@ -29,7 +29,7 @@ def test_every_expert_is_zero_and_all_lead_alike_to_the_zero_half(seed, rank, k,
     assert not parts.basis[:, read:].any()
     inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)
     wanted = torch.zeros(rank, rank, dtype=torch.float64)
-    wanted[range(rank // 2), range(read, rank)] = 4.0
+    wanted[range(rank // 2), range(read, rank)] = 12.0 / rank**0.5  # 24, and 2 for a weight that cannot be read
     torch.testing.assert_close(inner, wanted.expand_as(inner), atol=1e-5, rtol=0)
 
 

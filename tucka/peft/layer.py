@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
 
 from tucka.backends.torch.channels import to_rows
@@ -15,6 +16,7 @@ from tucka.backends.torch.checks import check_activations, check_base_dtype
 from tucka.backends.torch.modules import ExpertParts, adapt_input, width_of
 from tucka.backends.torch.routing import Router
 from tucka.backends.torch.scope import RoutingScope
+from tucka.backends.torch.weights import is_readable, step_gain
 from tucka.peft.config import TuckAConfig
 from tucka.peft.merging import Merging
 
@@ -90,7 +92,9 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
         ConfigError
             If the rank exceeds the layer's width.
         """
-        self.tucka_experts[adapter] = ExpertParts(config.spec, self.in_features, init_weights=config.init_weights)
+        self.tucka_experts[adapter] = ExpertParts(
+            config.spec, self.in_features, init_weights=config.init_weights, gain=self._gain()
+        )
         if owns_router:
             padded = config.route_tokens == "padded"
             self.tucka_router[adapter] = Router(
@@ -104,6 +108,15 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
         if owns_router and config.pinned_gates is not None:
             self.frozen_peft_weight_names[adapter] = ("tucka_router",)
             self.tucka_router[adapter].requires_grad_(False)
+
+    def _gain(self) -> float | None:
+        """Measure the base layer's gain, a quantised one's too if PEFT can read its weight."""
+        base = self.get_base_layer()
+        weight = self.open_weight()
+        if weight is None and (isinstance(getattr(base, "weight", None), Tensor) or hasattr(base, "W_q")):
+            read = dequantize_module_weight(base)
+            weight = read if is_readable(read, base, self.in_features) else None
+        return step_gain(base, weight)
 
     def take_base_dtype(self, adapter: str) -> None:
         """Cast an adapter to the dtype of the base layer, if that computes in floating point.

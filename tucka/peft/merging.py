@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tucka.backends.torch.functional import mix_cores
 from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.scope import RoutingScope
+from tucka.backends.torch.weights import input_axis, open_weight, weight_rows
 from tucka.errors import RouteError, TuckaError, expected
 
 __all__ = ["Merging", "check_merge", "unmerge_for_a_new_adapter"]
@@ -127,13 +128,7 @@ class Merging:
         Parameter or None
             None for quantised weights, hidden ones, and layouts that are not known.
         """
-        base = self.get_base_layer()
-        weight = getattr(base, "weight", None)
-        if not isinstance(weight, nn.Parameter) or not weight.is_floating_point() or weight.ndim < 2:
-            return None
-        if type(weight.data) is not Tensor:  # a kind of tensor that only looks like one of numbers, as torchao's
-            return None
-        return weight if weight.shape[self._input_axis()] == self.in_features else None
+        return open_weight(self.get_base_layer(), self.in_features)
 
     @torch.no_grad()
     def thin_update(self, name: str, gates: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,21 +171,16 @@ class Merging:
         outputs = base(rows).to(torch.promote_types(dtype, torch.float32))
         return cast(Tensor, outputs[:-1] - outputs[-1:]).t()
 
-    def _input_axis(self) -> int:
-        """Return the axis of the weight that belongs to the adapted input."""
-        base = self.get_base_layer()
-        turned = type(base).__name__ == "Conv1D" or isinstance(base, nn.modules.conv._ConvTransposeNd)
-        return 0 if turned else 1
-
     def _wide_rows(self, weight: Tensor) -> Tensor:
         """View a weight as a matrix whose last axis is the adapted input axis, in float32 at least."""
-        rows = weight.data.movedim(self._input_axis(), -1)
-        return rows.reshape(-1, rows.shape[-1]).to(torch.promote_types(weight.dtype, torch.float32))
+        rows = weight_rows(weight, input_axis(self.get_base_layer()))
+        return rows.to(torch.promote_types(weight.dtype, torch.float32))
 
     def _from_rows(self, rows: Tensor) -> Tensor:
         """Undo `_wide_rows`, but for the dtype."""
-        weight = self.get_base_layer().weight
-        return rows.reshape(weight.movedim(self._input_axis(), -1).shape).movedim(-1, self._input_axis())
+        base = self.get_base_layer()
+        axis = input_axis(base)
+        return rows.reshape(base.weight.movedim(axis, -1).shape).movedim(-1, axis)
 
 
 def check_merge(model: nn.Module, adapter_names: list[str] | None, *, safe_merge: bool) -> None:

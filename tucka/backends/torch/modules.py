@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,14 +11,16 @@ from torch import Tensor, nn
 from tucka.backends.torch.channels import channel_axis, from_rows, to_rows
 from tucka.backends.torch.checks import Where, check_base_dtype, named
 from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.weights import open_weight, step_gain
 from tucka.backends.torch.widths import width_of
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import TuckerSpec, check_count
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_input", "width_of"]
 
-# What an expert's r×r matrix starts with where it is not zero; chosen by validation accuracy, see `benchmarks/quality`.
-_START = 4.0
+# How strongly cores lead to the zero half at first, times √r and the layer's gain; chosen by accuracy on texts that no
+# table uses. The gain stands for layers whose weight cannot be read.
+_START, _TYPICAL_GAIN = 24.0, 2.0
 
 
 class ExpertParts(nn.Module):
@@ -34,6 +37,10 @@ class ExpertParts(nn.Module):
         half is zero and the cores lead to it, as LoRA's first factor leads to its zero factor. With r = 1, which has
         no halves, the cores are zero. With ``factor_norm="frobenius"``, the authors' start, whose update is random.
         False for a random start whose update is visible. The expert factor has orthonormal rows or columns.
+    gain : float, optional
+        How far the layer's outputs move for a step of its input, from `tucka.backends.torch.weights.step_gain`. The
+        cores lead to the zero half in inverse proportion to it, so that one learning rate suits layers and models of
+        very different weights. None for that of a typical layer.
 
     Attributes
     ----------
@@ -60,13 +67,17 @@ class ExpertParts(nn.Module):
     {'cores': (3, 2, 2, 2), 'expert_factor': (2, 2), 'basis': (4, 2)}
     """
 
-    def __init__(self, spec: TuckerSpec, in_features: int, *, init_weights: bool = True) -> None:
+    def __init__(
+        self, spec: TuckerSpec, in_features: int, *, init_weights: bool = True, gain: float | None = None
+    ) -> None:
         super().__init__()
         check_count("in_features", in_features, where="ExpertParts")
         if spec.rank > in_features:
             cure = "Choose a smaller rank or exclude the layer"
             raise ConfigError(expected("rank", f"at most the layer's width {in_features}", spec.rank, cure=cure))
         self.spec = spec
+        # A weight of zeros, or one that is damaged, says nothing.
+        self._gain = gain if gain is not None and 0.0 < gain < math.inf else _TYPICAL_GAIN
         rank, slices = spec.rank, spec.expert_rank
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
@@ -109,7 +120,8 @@ class ExpertParts(nn.Module):
         self.cores.zero_()
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
-        self.cores[:, :, range(written), range(read, rank)] = _START * weights[:, None]
+        lead = _START / (rank**0.5 * self._gain)
+        self.cores[:, :, range(written), range(read, rank)] = lead * weights[:, None]
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return cores, expert factor and basis as they enter the equations.
@@ -209,7 +221,8 @@ class TuckerAdapter(nn.Module):
         super().__init__()
         width = width_of(base_layer, "TuckerAdapter", in_features)
         self.base_layer = base_layer
-        self.parts = ExpertParts(spec, width, init_weights=init_weights)
+        gain = step_gain(base_layer, open_weight(base_layer, width))
+        self.parts = ExpertParts(spec, width, init_weights=init_weights, gain=gain)
         self.spec = spec
 
     def forward(self, x: Tensor, gates: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,135 @@
+"""Reading weights, and what adapters' starts take from them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tucka.backends.torch import TuckerAdapter
+from tucka.backends.torch.weights import is_readable, open_weight, step_gain, weight_rows
+from tucka.spec import TuckerSpec
+
+WIDTH = 6
+sizes = st.floats(1e-3, 1e3)
+
+
+def layer_of(kind):
+    torch.manual_seed(0)
+    return {
+        "linear": lambda: nn.Linear(WIDTH, 9),
+        "Conv1D": lambda: Conv1D(9, WIDTH),
+        "convolution": lambda: nn.Conv2d(WIDTH, 9, 3),
+        "transposed": lambda: nn.ConvTranspose1d(WIDTH, 9, 2),
+    }[kind]()
+
+
+kinds = pytest.mark.parametrize("kind", ["linear", "Conv1D", "convolution", "transposed"])
+
+
+def gain_of(layer):
+    return step_gain(layer, open_weight(layer, WIDTH))
+
+
+@given(diagonal=st.lists(sizes, min_size=1, max_size=9))
+def test_a_diagonal_weight_moves_each_output_by_its_own_number(diagonal):
+    weight = torch.tensor(diagonal, dtype=torch.float64).diag()
+    wanted = math.sqrt(sum(number**2 for number in diagonal) / len(diagonal))
+    assert step_gain(nn.Linear(1, 1), weight) == pytest.approx(wanted, rel=1e-5)
+
+
+@kinds
+@given(factor=sizes)
+def test_the_gain_grows_with_the_weight(kind, factor):
+    layer = layer_of(kind)
+    before = gain_of(layer)
+    with torch.no_grad():
+        layer.weight *= factor
+    assert gain_of(layer) == pytest.approx(factor * before, rel=1e-5)
+
+
+@kinds
+def test_the_gain_is_the_same_at_every_call_and_draws_nothing(kind):
+    state = torch.get_rng_state()
+    layer = layer_of(kind)
+    torch.set_rng_state(state)
+    first = gain_of(layer)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert gain_of(layer) == first
+
+
+def test_no_unit_step_moves_outputs_further_than_the_gain_by_much():
+    """The gain is of steps as an optimiser takes them, which is more than of steps at random."""
+    torch.manual_seed(1)
+    weight = torch.randn(64, 64) @ torch.diag(torch.linspace(0.01, 1, 64))
+    at_random = (weight @ torch.randn(64, 256).sign()).square().mean().sqrt()
+    assert 1.2 * at_random < step_gain(nn.Linear(1, 1), weight) < torch.linalg.matrix_norm(weight, ord=2) * 1.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_gain_in_other_precisions(dtype):
+    layer = layer_of("linear")
+    assert gain_of(layer.to(dtype)) == pytest.approx(gain_of(layer.float()), rel=0.02)
+
+
+@kinds
+@given(rank=st.integers(2, WIDTH), factor=sizes)
+def test_the_first_step_moves_outputs_alike_however_large_the_weight(kind, rank, factor):
+    """What the start is for: one learning rate suits layers and models of very different weights."""
+    moved = []
+    for scale in (1.0, factor):
+        layer = layer_of(kind).double().requires_grad_(False)
+        layer.weight *= scale
+        torch.manual_seed(1)
+        model = TuckerAdapter(layer, TuckerSpec(rank=rank, groups=2, experts_per_group=2, expert_rank=2)).double()
+        torch.manual_seed(2)
+        spatial = {"convolution": (2, WIDTH, 4, 4), "transposed": (2, WIDTH, 4)}.get(kind, (7, WIDTH))
+        x, gates = torch.randn(spatial, dtype=torch.float64), torch.full((2, 2), 0.5, dtype=torch.float64)
+        before = model(x, gates)
+        torch.manual_seed(3)
+        (before * torch.randn_like(before)).sum().backward()
+        zero = slice(rank - rank // 2, None)
+        with torch.no_grad():  # Adam's first step, whatever the size of the gradient
+            model.parts.basis[:, zero] -= 1e-4 * model.parts.basis.grad[:, zero].sign()
+        moved.append(model(x, gates) - before.detach())
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("weight", ["zeros", "nan", "inf", "meta", "integers", "hidden"])
+def test_weights_that_say_nothing_count_as_typical(weight):
+    layer = nn.Linear(WIDTH, 4).requires_grad_(False)
+    if weight == "meta":
+        layer = layer.to("meta")
+    elif weight == "integers":
+        layer.weight = nn.Parameter(torch.ones(4, WIDTH, dtype=torch.int8), requires_grad=False)
+    elif weight == "hidden":
+        del layer.weight
+    else:
+        layer.weight.fill_({"zeros": 0.0, "nan": math.nan, "inf": math.inf}[weight])
+    parts = TuckerAdapter(layer, TuckerSpec(rank=4, groups=1)).parts
+    assert parts.cores.abs().amax().item() * parts.expert_factor.abs().amax().item() > 0
+    inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)
+    torch.testing.assert_close(inner.amax(), torch.tensor(24.0 / 2.0 / 4**0.5))
+
+
+def test_what_is_readable():
+    linear = nn.Linear(WIDTH, 9)
+    assert is_readable(torch.ones(9, WIDTH), linear, WIDTH)
+    assert not is_readable(torch.ones(WIDTH, 9), linear, WIDTH)
+    assert not is_readable(torch.ones(9 * WIDTH), linear, WIDTH)
+    assert not is_readable(torch.ones(9, WIDTH, dtype=torch.int8), linear, WIDTH)
+    linear.weight = None
+    assert open_weight(linear, WIDTH) is None
+
+
+@kinds
+def test_rows_are_outputs(kind):
+    layer = layer_of(kind)
+    rows = weight_rows(layer.weight, 0 if kind in ("Conv1D", "transposed") else 1)
+    assert rows.shape == (layer.weight.numel() // WIDTH, WIDTH)
+    assert rows.sum(0).tolist() == pytest.approx(
+        layer.weight.movedim(0 if kind in ("Conv1D", "transposed") else 1, -1).reshape(-1, WIDTH).sum(0).tolist()
+    )

@@ -1,0 +1,140 @@
+"""The weight of a layer, where it can be read, as a matrix whose rows are outputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["input_axis", "is_readable", "open_weight", "step_gain", "weight_rows"]
+
+_PROBES = 8
+
+
+def input_axis(layer: nn.Module) -> int:
+    """Return the axis of a layer's weight that belongs to its input.
+
+    Parameters
+    ----------
+    layer : Module
+        The layer.
+
+    Returns
+    -------
+    int
+        1, but 0 for Hugging Face's Conv1D and transposed convolutions.
+
+    Examples
+    --------
+    >>> input_axis(nn.Linear(3, 5)), input_axis(nn.ConvTranspose1d(3, 5, 1))
+    (1, 0)
+    """
+    turned = type(layer).__name__ == "Conv1D" or isinstance(layer, nn.modules.conv._ConvTransposeNd)
+    return 0 if turned else 1
+
+
+def open_weight(layer: nn.Module, width: int) -> Tensor | None:
+    """Return a layer's weight if it can be read, and written, as a matrix of floating-point numbers.
+
+    Parameters
+    ----------
+    layer : Module
+        The layer.
+    width : int
+        Of its input.
+
+    Returns
+    -------
+    Parameter or None
+        None for quantised weights, hidden ones, and layouts that are not known.
+
+    Examples
+    --------
+    >>> open_weight(nn.Linear(3, 5), 3).shape
+    torch.Size([5, 3])
+    >>> open_weight(nn.ReLU(), 3) is None
+    True
+    """
+    weight = getattr(layer, "weight", None)
+    return weight if isinstance(weight, nn.Parameter) and is_readable(weight, layer, width) else None
+
+
+def is_readable(weight: Tensor, layer: nn.Module, width: int) -> bool:
+    """Tell whether a tensor holds plain floating-point numbers in the layout of a layer's weight.
+
+    Parameters
+    ----------
+    weight : Tensor
+        The tensor.
+    layer : Module
+        The layer.
+    width : int
+        Of its input.
+
+    Returns
+    -------
+    bool
+        False for a kind of tensor that only looks like one of numbers, as torchao's.
+
+    Examples
+    --------
+    >>> is_readable(torch.ones(5, 3), nn.Linear(3, 5), 3), is_readable(torch.ones(15), nn.Linear(3, 5), 3)
+    (True, False)
+    """
+    plain = type(weight.data) is Tensor and weight.is_floating_point() and weight.ndim > 1
+    return plain and weight.shape[input_axis(layer)] == width
+
+
+def weight_rows(weight: Tensor, axis: int) -> Tensor:
+    """View a weight as a matrix, one row for each output and kernel position.
+
+    Parameters
+    ----------
+    weight : Tensor
+        The weight.
+    axis : int
+        Of its input.
+
+    Returns
+    -------
+    Tensor, shape (out, d)
+        A view where the layout allows it.
+
+    Examples
+    --------
+    >>> weight_rows(nn.Conv1d(3, 5, 2).weight, axis=1).shape
+    torch.Size([10, 3])
+    """
+    rows = weight.detach().movedim(axis, -1)
+    return rows.reshape(-1, rows.shape[-1])
+
+
+@torch.no_grad()
+def step_gain(layer: nn.Module, weight: Tensor | None) -> float | None:
+    r"""Measure how far outputs move for a step of one in every input, as an optimiser like Adam takes it.
+
+    Parameters
+    ----------
+    layer : Module
+        The layer.
+    weight : Tensor or None
+        Its weight W, in floating point.
+
+    Returns
+    -------
+    float or None
+        Root mean square of :math:`W\,\mathrm{sign}(W^\top g)` for a few g drawn from a normal distribution, the same
+        at every call. None without a weight, or for one that has no values yet.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(3, 3)
+    >>> step_gain(layer, 2.0 * torch.eye(3))
+    2.0
+    """
+    if weight is None or weight.is_meta:
+        return None
+    rows = weight_rows(weight, input_axis(layer))
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.randn(_PROBES, rows.shape[0], generator=generator).to(rows)
+    moved = (wanted @ rows).sign() @ rows.T
+    return float(moved.float().square().mean().sqrt())
