@@ -42,7 +42,7 @@ test-all: $(STAMP)  ## the slow tests too
 test-quantised:  ## the tests of 4- and 8-bit base layers on bitsandbytes and torchao
 	$(PYTHON) -m venv $(VENV)-quantised
 	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt torch
-	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt --editable '.[quantised]' pytest hypothesis
+	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt --editable '.[quantised,jax]' pytest hypothesis
 	$(VENV)-quantised/bin/python -m pytest tests/peft_method/test_quantized.py tests/torch_layers/test_base_layers.py
 
 lint: $(STAMP)  ## ruff, mypy, numpydoc, spelling

@@ -157,8 +157,14 @@ def test_a_run_repeats_exactly(problem):
 
 
 def test_a_method_that_cannot_adapt_the_model_says_so(problem):
+    convolution, targets = nn.Sequential(nn.Conv2d(2, 2, 1)), replace(problem, targets=("0",), head=())
+    with pytest.raises(Unsupported, match="Conv2d"):
+        adapt(convolution, experiment(adapter="LilyConfig", config={"r": 2}), targets, seed=0)
+
+
+def test_a_mistake_does_not_count_as_a_method_that_cannot_adapt_the_model(problem):
     odd = replace(problem, targets=("nothing",))
-    with pytest.raises(Unsupported):
+    with pytest.raises(ValueError, match="No modules were targeted"):
         adapt(Toy(0), experiment(adapter="LoraConfig", config={"r": 2}), odd, seed=0)
 
 

@@ -87,6 +87,8 @@ def adapt(model: nn.Module, experiment: Experiment, problem: Problem, seed: int)
             warnings.simplefilter("ignore")  # PEFT's, about versions of transformers
             adapted = peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError) as error:
+        if not any(word in str(error) for word in ("support", "compatible")):  # PEFT has no class of its own for it
+            raise
         raise Unsupported(str(error).splitlines()[0]) from error
     if experiment.adapter == "HRAConfig":
         accelerate_hra(adapted)  # the same numbers, sooner

@@ -165,6 +165,22 @@ def test_adapters_start_train_and_switch_off_on_hidden_weights(kind):
         assert torch.equal(model(x), base)
 
 
+def lead(model):
+    """How strongly the cores of the first layer lead to the zero half, for all experts alike."""
+    parts = model.base_model.model.first.tucka_experts["default"]
+    return torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores).amax().item()
+
+
+@kinds
+def test_the_start_knows_the_size_of_a_weight_that_peft_can_read(kind):
+    torch.manual_seed(0)
+    plain = get_peft_model(Base(nn.Identity()), TuckAConfig(r=3, target_modules=["first", "second"]))
+    readable = kind in ("torchao", "8 bits", "4 bits")
+    wanted = lead(plain) if readable else 24 / (2.0 * 3**0.5)
+    assert lead(adapted(kind)) == pytest.approx(wanted, rel=0.1 if readable else 1e-5)
+    assert lead(plain) != pytest.approx(24 / (2.0 * 3**0.5), rel=0.2)
+
+
 @kinds
 def test_saving_loading_and_unloading(kind, tmp_path):
     model = adapted(kind, init_weights=False)
