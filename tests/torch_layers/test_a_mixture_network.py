@@ -38,7 +38,7 @@ def test_it_starts_as_its_base_and_learns(routing):
     model, x = Mixture(routing), torch.randn(4, 6, 16)
     assert torch.equal(model(x), base(model, x))
     target = torch.randn(4, 6, 16)
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
     for _ in range(12):
         optimizer.zero_grad()
