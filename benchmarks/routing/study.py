@@ -39,7 +39,7 @@ from tucka.peft import TuckAConfig, adapted_modules, balance_router, expert_load
 RESULTS = Path(__file__).parents[1] / "results"
 TARGETS = ["query", "value", "dense"]
 MAX_LENGTH = 64
-EPOCHS, BATCH, RATE = 2, 32, 3e-3
+EPOCHS, BATCH, RATE = 2, 32, 2e-3
 INITIAL_BATCHES = 16
 BATCH_DEALS = 8
 # What one training may spend on parameters, head not counted: k = 4 at the rank 8.

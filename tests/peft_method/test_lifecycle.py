@@ -1,4 +1,4 @@
-"""What PEFT's users rely on: start, training, dtypes, several adapters, deleting, copies, reports."""
+"""What PEFT's users rely on: start, training, dtypes, copies, reports, and what is refused."""
 
 import copy
 import io
@@ -8,21 +8,18 @@ import pytest
 import torch
 from peft import (
     LoraConfig,
-    PeftModel,
-    get_model_status,
     get_peft_model,
     get_peft_model_state_dict,
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
 from peft.utils.hotswap import hotswap_adapter
-from torch import nn
 
 from support.adapting import adapt, config_for, snapshot, train, trained
 from support.tiny_models import KINDS, inputs_for, loss_of, make, output_of
 from tucka.backends.torch.scope import scope_of
 from tucka.errors import ConfigError, RouteError
-from tucka.peft import TuckAConfig, TuckALayer, adapted_modules, expert_load, last_route, pin_route, unpin_route
+from tucka.peft import TuckAConfig, adapted_modules, expert_load, last_route, pin_route, unpin_route
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
@@ -115,256 +112,6 @@ def test_autocast_trains_a_float32_model(dtype):
         loss_of(model, inputs_for("bert")).backward()
     assert last_route(model).dtype == torch.float32
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-
-
-# Several adapters
-
-
-def two_adapters():
-    """A model whose adapters differ in everything, the second one's router on a layer that the first one has too."""
-    torch.manual_seed(0)
-    first = TuckAConfig(r=4, k=3, target_modules=["query", "dense"], init_weights=False)
-    model = get_peft_model(make("bert"), first).eval()
-    other = TuckAConfig(
-        r=2, k=2, t=3, p=1, alpha=0.5, routing="sample", target_modules=["query", "value"], init_weights=False
-    )
-    model.add_adapter("other", other)
-    return model, inputs_for("bert")
-
-
-@torch.no_grad()
-def test_each_adapter_has_its_own_sizes_routing_and_router():
-    model, inputs = two_adapters()
-    scope = scope_of(model)
-    assert scope.router("default") is not scope.router("other")
-    first = output_of(model, inputs)
-    assert last_route(model).shape == (3, 2)
-    model.set_adapter("other")
-    second = output_of(model, inputs)
-    assert last_route(model).shape == (3, 2, 3)
-    assert expert_load(model).tolist() != [0, 0]
-    assert not torch.allclose(first, second, atol=1e-3)
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trainable == {name for name, _ in model.named_parameters() if ".other." in name}
-    model.set_adapter("default")
-    assert torch.equal(output_of(model, inputs), first)
-
-
-@torch.no_grad()
-def test_updates_of_active_adapters_add_each_on_the_original_input(monkeypatch):
-    torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(6, 5)).double()
-    config = {"target_modules": ["0"], "init_weights": False, "r": 2}
-    model = get_peft_model(base, TuckAConfig(**config))
-    model.add_adapter("other", TuckAConfig(**{**config, "r": 3, "alpha": -0.5}))
-    x = torch.randn(4, 6, dtype=torch.float64)
-    plain, parts = base[0].base_layer(x), []
-    for name in ("default", "other"):
-        model.set_adapter(name)
-        parts.append(model(x) - plain)
-    model.base_model.set_adapter(["default", "other"])
-    torch.testing.assert_close(model(x), plain + parts[0] + parts[1], rtol=0, atol=1e-12)
-
-
-@torch.no_grad()
-def test_merging_one_after_another_is_merging_at_once_and_unmerging_restores():
-    model, inputs = two_adapters()
-    model.double()
-    for name in ("default", "other"):
-        pin_route(model, group=0, adapter_name=name)
-    model.base_model.set_adapter(["default", "other"])
-    both, weights = output_of(model, inputs), snapshot(model)
-    model.merge_adapter()
-    torch.testing.assert_close(output_of(model, inputs), both, rtol=0, atol=1e-10)
-    at_once = snapshot(model)
-    model.unmerge_adapter()
-    for name, value in snapshot(model).items():
-        torch.testing.assert_close(value, weights[name], rtol=0, atol=1e-12)
-    model.merge_adapter(["default"])
-    with pytest.warns(UserWarning, match="additionally merging other"):
-        model.merge_adapter(["other"])
-    for name, value in snapshot(model).items():
-        torch.testing.assert_close(value, at_once[name], rtol=0, atol=1e-12)
-
-
-def holds_name(thing, name, seen=None):
-    """Whether a dictionary reached from an object's attributes has the name as a key."""
-    seen = set() if seen is None else seen
-    if id(thing) in seen or isinstance(thing, (torch.Tensor, str, type)):
-        return False
-    seen.add(id(thing))
-    if isinstance(thing, dict) and name in thing:
-        return True
-    if isinstance(thing, (list, tuple, set)):
-        inner = list(thing)
-    elif isinstance(thing, dict):
-        inner = list(thing.values())
-    else:
-        inner = list(vars(thing).values()) if hasattr(thing, "__dict__") else []
-    return any(holds_name(part, name, seen) for part in inner)
-
-
-def test_a_deleted_adapter_leaves_no_trace():
-    model, inputs = two_adapters()
-    model.set_adapter("other")
-    out = output_of(model, inputs)
-    pin_route(model, group=0)
-    assert holds_name(model, "other")
-    with pytest.warns(UserWarning, match="Setting active adapter to default"):
-        model.delete_adapter("other")
-    assert not holds_name(model, "other")
-    assert model.active_adapters == ["default"]
-    output_of(model, inputs).sum().backward()
-    assert out is not None
-
-
-@pytest.mark.parametrize("deleted", ["default", "other"])
-@torch.no_grad()
-def test_an_adapter_survives_another_one_deleted_from_the_layer_of_its_router(deleted):
-    model, inputs = two_adapters()
-    kept = "other" if deleted == "default" else "default"
-    model.set_adapter(kept)
-    before = output_of(model, inputs)
-    model.delete_adapter(deleted)
-    assert torch.equal(output_of(model, inputs), before)
-
-
-@torch.no_grad()
-def test_the_last_adapter_takes_the_hooks_with_it_and_a_new_one_brings_them_back():
-    inputs = inputs_for("llama")
-    model = adapt("llama", init_weights=False)
-    root, before = model.base_model.model, output_of(make("llama"), inputs)
-    model.delete_adapter("default")
-    assert not root._forward_pre_hooks
-    assert not root._forward_hooks
-    assert "generate" not in vars(root)
-    assert torch.equal(output_of(root, inputs), before)
-    model.add_adapter("new", config_for("llama", init_weights=False))
-    model.set_adapter("new")
-    assert not torch.equal(output_of(model, inputs), before)
-
-
-@torch.no_grad()
-def test_an_adapter_made_anew_starts_anew():
-    inputs = inputs_for("plain")
-    model = inject_adapter_in_model(config_for("plain", init_weights=False), make("plain"))
-    with pytest.warns(UserWarning, match="Already found a `peft_config`"):
-        inject_adapter_in_model(config_for("plain", k=2, routing="sample"), model)
-    assert torch.equal(output_of(model, inputs), output_of(make("plain"), inputs))
-    assert last_route(model).shape == (3, 2, 2)
-
-
-def test_unloading_leaves_the_base_as_it_was():
-    base = make("llama")
-    attributes, hooks = set(vars(base)), (dict(base._forward_pre_hooks), dict(base._forward_hooks))
-    model = get_peft_model(base, config_for("llama"))
-    output_of(model, inputs_for("llama"))
-    restored = model.unload()
-    assert restored is base
-    assert set(vars(base)) == attributes
-    assert (dict(base._forward_pre_hooks), dict(base._forward_hooks)) == hooks
-    assert not any(isinstance(module, TuckALayer) for module in base.modules())
-    assert torch.equal(output_of(base, inputs_for("llama")), output_of(make("llama"), inputs_for("llama")))
-
-
-# Which layers
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"target_modules": ["query"]}, {"0.attention.self.query", "1.attention.self.query"}),
-        (
-            {"target_modules": ["query", "value"], "exclude_modules": ["value"]},
-            {"0.attention.self.query", "1.attention.self.query"},
-        ),
-        ({"target_modules": ["query"], "layers_to_transform": [1]}, {"1.attention.self.query"}),
-        (
-            {"target_modules": ["query"], "layers_to_transform": 0, "layers_pattern": "layer"},
-            {"0.attention.self.query"},
-        ),
-        ({"target_modules": r".*layer\.1.*(query|key)"}, {"1.attention.self.query", "1.attention.self.key"}),
-    ],
-)
-def test_targets_are_chosen_as_peft_chooses_them(options, expected):
-    model = get_peft_model(make("bert"), TuckAConfig(r=4, **options))
-    prefix = "base_model.model.bert.encoder.layer."
-    assert {row.name for row in adapted_modules(model)} == {prefix + name for name in expected}
-
-
-def test_all_linear_finds_plain_and_adapted_layers_but_no_head():
-    model = adapt("bert", target_modules="all-linear")
-    first = {row.name for row in adapted_modules(model)}
-    assert len(first) == 13
-    assert not any("classifier" in name for name in first)
-    model.add_adapter("other", config_for("bert", target_modules="all-linear"))
-    assert {row.name for row in adapted_modules(model) if row.adapter == "other"} == first
-
-
-def test_modules_to_save_are_trained_and_saved_whole(tmp_path):
-    model = adapt("bert", modules_to_save=["classifier"])
-    train(model, inputs_for("bert"))
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(make("bert", seed=0), tmp_path)
-    head = model.base_model.model.classifier.modules_to_save["default"].weight
-    assert torch.equal(loaded.base_model.model.classifier.modules_to_save["default"].weight, head)
-    assert not torch.equal(head, make("bert").classifier.weight)
-
-
-@pytest.mark.parametrize("bias", ["all", "tucka_only"])
-def test_biases_are_trained_where_asked_for(bias):
-    model = get_peft_model(make("bert"), TuckAConfig(r=4, bias=bias, target_modules=["query"]))
-    trainable = {name for name, p in model.named_parameters() if p.requires_grad and "tucka_" not in name}
-    everywhere = {name for name, _ in model.named_parameters() if name.endswith("bias") and "tucka_" not in name}
-    assert trainable == (everywhere if bias == "all" else {name for name in everywhere if "query" in name})
-
-
-class Attention(nn.Module):
-    """A model with layers that cannot be adapted beside ones that can."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-        self.attention = nn.MultiheadAttention(8, 2)
-        self.grouped = nn.Conv1d(8, 8, 1, groups=2)
-        self.conv = nn.Conv1d(8, 8, 1)
-        self.norm = nn.LayerNorm(8)
-        self.narrow = nn.Linear(3, 8)
-
-    def forward(self, x):
-        return self.linear(x)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target_modules": ["linear", "attention"]}, "MultiheadAttention"),
-        ({"target_modules": ["linear", "out_proj"]}, "only reads its weight"),
-        ({"target_modules": ["linear", "grouped"]}, "groups=2"),
-        ({"target_modules": ["linear", "norm"]}, "LayerNorm"),
-        ({"target_modules": ["linear", "narrow"]}, "r: expected at most the width 3, got 4"),
-        ({"target_modules": ["linear", "conv"], "routing": "token"}, "routing: expected 'batch' or 'sample'"),
-        ({"target_modules": ["linear"], "router_module": "conv"}, "router_module: expected"),
-        ({"target_modules": ["nothing"]}, "Target modules {'nothing'} not found"),
-        ({"target_modules": ["linear"], "exclude_modules": ["linear"]}, "No modules were targeted"),
-    ],
-)
-def test_unsuitable_targets_raise_and_leave_the_model_untouched(options, message):
-    model = Attention()
-    kinds_before = [type(module) for module in model.modules()]
-    trainable = [p.requires_grad for p in model.parameters()]
-    with pytest.raises(ValueError, match=message):
-        get_peft_model(model, TuckAConfig(r=4, **options))
-    assert [type(module) for module in model.modules()] == kinds_before
-    assert [p.requires_grad for p in model.parameters()] == trainable
-    assert not model._forward_pre_hooks
-    assert not model._forward_hooks
-
-
-@pytest.mark.parametrize("name", ["a.b", "keys", "training"])
-def test_a_name_that_no_container_holds_is_refused(name):
-    with pytest.raises(ConfigError, match="adapter_name: expected"):
-        get_peft_model(make("plain"), config_for("plain"), adapter_name=name)
 
 
 def test_adapters_per_sample_are_refused_instead_of_ignored():
@@ -483,22 +230,6 @@ def test_the_router_counts_among_the_trainable_parameters(capsys):
     assert sum(row.parameters for row in adapted_modules(model)) == 2 * per_layer + 3 * 2 * 16
     assert [row.owns_router for row in adapted_modules(model)] == [True, False]
     assert "bert.encoder.layer.0.attention.self.query [default] Linear" in str(adapted_modules(model)[0])
-
-
-def test_peft_reports_the_model_and_its_layers():
-    model, _ = two_adapters()
-    status = model.get_model_status()
-    assert status.adapter_model_type == "TuckAModel"
-    assert status.peft_types == {"default": "TUCKA", "other": "TUCKA"}
-    assert (status.enabled, status.active_adapters, status.available_adapters) == (
-        True,
-        ["default"],
-        ["default", "other"],
-    )
-    assert get_model_status(model.base_model.model).active_adapters == ["default"]
-    layers = model.get_layer_status()
-    assert {layer.module_type for layer in layers} == {"tucka.TuckALinear"}
-    assert layers[0].requires_grad == {"default": True, "other": False}
 
 
 def test_an_adapter_created_pinned_has_no_router_and_does_not_route(monkeypatch):

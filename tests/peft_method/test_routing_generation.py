@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from support.adapting import adapt, config_for
+from support.adapting import config_for, visible
 from support.tiny_models import inputs_for, make, output_of, text
 from tucka.backends.torch.scope import scope_of
 from tucka.peft import last_route
@@ -23,10 +23,6 @@ SEARCHES = {
 }
 generators = pytest.mark.parametrize("kind", [*CAUSAL, "t5"])
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
-
-
-def visible(kind, routing="sample", **options):
-    return adapt(kind, routing=routing, init_weights=False, affinity="dot", **options)
 
 
 def generate(model, inputs, **options):

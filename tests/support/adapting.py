@@ -4,6 +4,7 @@ import torch
 from peft import get_peft_model
 
 from support.tiny_models import KINDS, inputs_for, loss_of, make
+from tucka.backends.torch.scope import scope_of
 from tucka.peft import TuckAConfig
 
 
@@ -45,3 +46,15 @@ def snapshot(model):
 def gradients(model):
     """The gradients of what is trained."""
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def visible(kind, routing="sample", **options):
+    """A model whose adapters show at once and route by products."""
+    return adapt(kind, routing=routing, init_weights=False, affinity="dot", **options)
+
+
+def watched(model, adapter="default"):
+    """The routing decisions from now on, as (input, mask, gates)."""
+    made = []
+    scope_of(model).observers[adapter] = lambda *decision: made.append(decision)
+    return made
