@@ -14,6 +14,11 @@ from tucka.peft.layer import TuckALayer
 _KEPT = 4  # singular directions kept while inputs stream by, for each that is wanted
 
 
+def _reading(parts: ExpertParts) -> int:
+    """Count the columns of a fresh basis that read: the others are zero."""
+    return int(parts.basis.any(dim=0).sum())
+
+
 def zero_cores(parts: ExpertParts, _inputs: Tensor) -> None:
     """Take an orthonormal basis and cores of zeros: the gradient reaches the basis through the cores only."""
     nn.init.orthogonal_(parts.basis)
@@ -37,21 +42,26 @@ def rotation(parts: ExpertParts, _inputs: Tensor) -> None:
 
 def kaiming(parts: ExpertParts, _inputs: Tensor) -> None:
     """Draw the reading half by Kaiming's rule, as LoRA's first factor is, with the length that ours has."""
-    read = -(-parts.spec.rank // 2)
+    read = _reading(parts)
     drawn = nn.init.kaiming_uniform_(torch.empty(read, parts.basis.shape[0]), a=5**0.5)
     parts.basis[:, :read] = drawn.T / drawn.norm(dim=1).mean()
 
 
+def kaiming_factor(parts: ExpertParts, _inputs: Tensor) -> None:
+    """Draw the expert factor by Kaiming's rule: the experts of a group lead with different strength."""
+    nn.init.kaiming_uniform_(parts.expert_factor)
+
+
 def inputs(parts: ExpertParts, inputs: Tensor) -> None:
     """Read along the leading singular vectors of the layer's inputs, each as strongly as directions at random are."""
-    read = -(-parts.spec.rank // 2)
+    read = _reading(parts)
     lengths, directions = torch.linalg.svd(inputs, full_matrices=False)[1:]
     typical = (inputs.square().sum() / inputs.shape[1]).sqrt()
     parts.basis[:, :read] = (directions[:read] * (typical / lengths[:read, None])).T
 
 
 STARTS: dict[str, Callable[[ExpertParts, Tensor], None]] = {
-    start.__name__: start for start in (zero_cores, same_lead, both_ways, rotation, kaiming, inputs)
+    start.__name__: start for start in (zero_cores, same_lead, both_ways, rotation, kaiming, kaiming_factor, inputs)
 }
 
 
