@@ -182,6 +182,21 @@ def test_the_start_knows_the_size_of_a_weight_that_peft_can_read(kind):
 
 
 @kinds
+@pytest.mark.parametrize("low", [True, False])
+@pytest.mark.parametrize("ran", [True, False])
+def test_an_adapter_is_added_without_touching_the_base(kind, ran, low):
+    model = adapted(kind)
+    layer = model.base_model.model.first.get_base_layer()
+    output = model(x).detach() if ran else None
+    weight = getattr(layer, "weight", None)
+    model.add_adapter("other", TuckAConfig(r=2, target_modules=["first", "second"]), low_cpu_mem_usage=low)
+    assert getattr(layer, "weight", None) is weight
+    if ran:
+        assert torch.equal(model(x), output)
+    assert torch.equal(model(x), make_base(kind)(x))
+
+
+@kinds
 def test_saving_loading_and_unloading(kind, tmp_path):
     model = adapted(kind, init_weights=False)
     model.save_pretrained(tmp_path)

@@ -10,21 +10,24 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tucka.backends.torch import TuckerAdapter
+from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.weights import is_readable, open_weight, step_gain, weight_rows
 from tucka.spec import TuckerSpec
 
 WIDTH = 6
-sizes = st.floats(1e-3, 1e3)
+sizes = st.floats(0.1, 10.0)  # within the bounds of a gain
 
 
 def layer_of(kind):
     torch.manual_seed(0)
-    return {
+    layer = {
         "linear": lambda: nn.Linear(WIDTH, 9),
         "Conv1D": lambda: Conv1D(9, WIDTH),
         "convolution": lambda: nn.Conv2d(WIDTH, 9, 3),
         "transposed": lambda: nn.ConvTranspose1d(WIDTH, 9, 2),
     }[kind]()
+    nn.init.normal_(layer.weight)
+    return layer
 
 
 kinds = pytest.mark.parametrize("kind", ["linear", "Conv1D", "convolution", "transposed"])
@@ -69,6 +72,30 @@ def test_no_unit_step_moves_outputs_further_than_the_gain_by_much():
     assert 1.2 * at_random < step_gain(nn.Linear(1, 1), weight) < torch.linalg.matrix_norm(weight, ord=2) * 1.01
 
 
+def test_positions_of_a_kernel_add_up_as_if_independent():
+    diagonal = torch.tensor([0.5, 1.0, 2.0])
+    wanted = float(diagonal.square().mean().sqrt())
+    for layer, factor in (
+        (nn.Conv2d(3, 3, 1), 1.0),
+        (nn.Conv2d(3, 3, (2, 4)), 8**0.5),
+        (nn.ConvTranspose1d(3, 3, 4, stride=4), 1.0),  # one position reaches each output
+        (nn.ConvTranspose1d(3, 3, 4), 2.0),
+    ):
+        weight = torch.zeros_like(layer.weight)
+        weight[range(3), range(3)] = diagonal.view(3, *[1] * (weight.ndim - 2)).expand(3, *weight.shape[2:])
+        assert step_gain(layer, weight) == pytest.approx(factor * wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 3000])
+def test_large_weights_are_read_block_by_block(rows):
+    torch.manual_seed(0)
+    weight = torch.randn(rows, 5)
+    found = [step_gain(nn.Linear(1, 1), weight.to(dtype)) for dtype in (torch.float32, torch.float64)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    at_random, longest = weight.square().sum(1).mean().sqrt(), torch.linalg.matrix_norm(weight, ord=2)
+    assert 0.95 * at_random < found[0] < 1.001 * longest * (5 / rows) ** 0.5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_gain_in_other_precisions(dtype):
     layer = layer_of("linear")
@@ -98,13 +125,39 @@ def test_the_first_step_moves_outputs_alike_however_large_the_weight(kind, rank,
     torch.testing.assert_close(moved[1], moved[0], rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize("weight", ["zeros", "nan", "inf", "meta", "integers", "hidden"])
+@pytest.mark.parametrize(("factor", "gain"), [(1e-4, 0.01), (1e4, 100.0)])
+def test_a_gain_has_bounds_that_half_precision_can_hold(factor, gain):
+    layer = layer_of("linear").requires_grad_(False)
+    layer.weight *= factor
+    assert gain_of(layer) == gain
+    parts = TuckerAdapter(layer, TuckerSpec(rank=2, groups=1)).parts.half()
+    assert all(parameter.isfinite().all() for parameter in parts.parameters())
+
+
+def test_nothing_is_measured_where_the_start_does_not_need_it():
+    def gain():
+        raise AssertionError
+
+    ExpertParts(TuckerSpec(rank=4), WIDTH, init_weights=False, gain=gain)
+    ExpertParts(TuckerSpec(rank=4, factor_norm="frobenius"), WIDTH, gain=gain)
+    ExpertParts(TuckerSpec(rank=1), WIDTH, gain=gain)
+    with torch.device("meta"):
+        ExpertParts(TuckerSpec(rank=4), WIDTH, gain=gain)
+    with pytest.raises(AssertionError):
+        ExpertParts(TuckerSpec(rank=4), WIDTH, gain=gain)
+
+
+@pytest.mark.parametrize("weight", ["zeros", "nan", "inf", "meta", "integers", "eight bits", "sparse", "hidden"])
 def test_weights_that_say_nothing_count_as_typical(weight):
     layer = nn.Linear(WIDTH, 4).requires_grad_(False)
     if weight == "meta":
         layer = layer.to("meta")
     elif weight == "integers":
         layer.weight = nn.Parameter(torch.ones(4, WIDTH, dtype=torch.int8), requires_grad=False)
+    elif weight == "eight bits":
+        layer.weight = nn.Parameter(torch.ones(4, WIDTH).to(torch.float8_e4m3fn), requires_grad=False)
+    elif weight == "sparse":
+        layer.weight = nn.Parameter(torch.eye(4, WIDTH).to_sparse(), requires_grad=False)
     elif weight == "hidden":
         del layer.weight
     else:

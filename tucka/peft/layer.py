@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.integrations import dequantize_module_weight
+from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
 
 from tucka.backends.torch.channels import to_rows
@@ -29,7 +29,7 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
     Parameters
     ----------
     base_layer : Module
-        The layer to adapt; only called, never opened, except to merge.
+        The layer to adapt; called, and opened only to merge and, once, to see how large its weight is.
     scope : RoutingScope
         The object that all adapted layers of the model share.
 
@@ -93,7 +93,7 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
             If the rank exceeds the layer's width.
         """
         self.tucka_experts[adapter] = ExpertParts(
-            config.spec, self.in_features, init_weights=config.init_weights, gain=self._gain()
+            config.spec, self.in_features, init_weights=config.init_weights, gain=self._gain
         )
         if owns_router:
             padded = config.route_tokens == "padded"
@@ -113,10 +113,7 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
         """Measure the base layer's gain, a quantised one's too if PEFT can read its weight."""
         base = self.get_base_layer()
         weight = self.open_weight()
-        if weight is None and (isinstance(getattr(base, "weight", None), Tensor) or hasattr(base, "W_q")):
-            read = dequantize_module_weight(base)
-            weight = read if is_readable(read, base, self.in_features) else None
-        return step_gain(base, weight)
+        return step_gain(base, _dequantised(base, self.in_features) if weight is None else weight)
 
     def take_base_dtype(self, adapter: str) -> None:
         """Cast an adapter to the dtype of the base layer, if that computes in floating point.
@@ -236,3 +233,19 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
 
 class TuckALinear(TuckALayer):
     """An adapted linear layer. PEFT's ``"all-linear"`` finds adapted layers by this word in their class's name."""
+
+
+def _dequantised(layer: nn.Module, width: int) -> Tensor | None:
+    """Return the numbers of a quantised weight if PEFT can read them, and change nothing."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) and not hasattr(layer, "W_q"):
+        return None
+    try:
+        if get_bnb_param_type(weight):
+            # Not PEFT's function for any module, which replaces the parameter of one on a CPU.
+            numbers = dequantize_bnb_weight(weight, state=getattr(layer, "state", None))
+        else:
+            numbers = dequantize_module_weight(layer)
+    except Exception:  # each library raises errors of its own; the start can do without
+        return None
+    return numbers if is_readable(numbers, layer, width) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import TuckerSpec, check_count
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_input", "width_of"]
+
+Gain = Callable[[], float | None]
 
 # How strongly cores lead to the zero half at first, times √r and the layer's gain; chosen by accuracy on texts that no
 # table uses. The gain stands for layers whose weight cannot be read.
@@ -37,10 +39,11 @@ class ExpertParts(nn.Module):
         half is zero and the cores lead to it, as LoRA's first factor leads to its zero factor. With r = 1, which has
         no halves, the cores are zero. With ``factor_norm="frobenius"``, the authors' start, whose update is random.
         False for a random start whose update is visible. The expert factor has orthonormal rows or columns.
-    gain : float, optional
-        How far the layer's outputs move for a step of its input, from `tucka.backends.torch.weights.step_gain`. The
-        cores lead to the zero half in inverse proportion to it, so that one learning rate suits layers and models of
-        very different weights. None for that of a typical layer.
+    gain : callable, optional
+        Measures how far the layer's outputs move for a step of its input, as `tucka.backends.torch.weights.step_gain`
+        does; called only if the start needs it. The cores lead to the zero half in inverse proportion to it, so that
+        one learning rate suits layers and models of very different weights. None, or one that returns None, for that
+        of a typical layer.
 
     Attributes
     ----------
@@ -68,7 +71,7 @@ class ExpertParts(nn.Module):
     """
 
     def __init__(
-        self, spec: TuckerSpec, in_features: int, *, init_weights: bool = True, gain: float | None = None
+        self, spec: TuckerSpec, in_features: int, *, init_weights: bool = True, gain: Gain | None = None
     ) -> None:
         super().__init__()
         check_count("in_features", in_features, where="ExpertParts")
@@ -76,22 +79,22 @@ class ExpertParts(nn.Module):
             cure = "Choose a smaller rank or exclude the layer"
             raise ConfigError(expected("rank", f"at most the layer's width {in_features}", spec.rank, cure=cure))
         self.spec = spec
-        # A weight of zeros, or one that is damaged, says nothing.
-        self._gain = gain if gain is not None and 0.0 < gain < math.inf else _TYPICAL_GAIN
         rank, slices = spec.rank, spec.expert_rank
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
         self.basis = nn.Parameter(torch.empty(in_features, rank))
-        self.reset_parameters(init_weights)
+        self.reset_parameters(init_weights, gain)
 
     @torch.no_grad()
-    def reset_parameters(self, init_weights: bool = True) -> None:
+    def reset_parameters(self, init_weights: bool = True, gain: Gain | None = None) -> None:
         """Start anew, see the class.
 
         Parameters
         ----------
         init_weights : bool
             Whether the update starts at zero.
+        gain : callable, optional
+            Of the layer.
         """
         if self.basis.is_meta:
             return
@@ -105,9 +108,9 @@ class ExpertParts(nn.Module):
             self.cores.copy_(torch.randn(self.cores.shape, device=self.cores.device))
         self.expert_factor.copy_(_holding_ones(self.expert_factor))
         if init_weights and self.spec.factor_norm is None:
-            self._start_at_base()
+            self._start_at_base(gain)
 
-    def _start_at_base(self) -> None:
+    def _start_at_base(self, gain: Gain | None) -> None:
         """Make half of the basis zero, and the cores lead to it what the other half reads.
 
         The update is zero and its gradient reaches every direction of the zero half at once. Were the cores zero
@@ -118,9 +121,12 @@ class ExpertParts(nn.Module):
         read = rank - written
         self.basis[:, read:] = 0.0
         self.cores.zero_()
+        if not written:
+            return
+        measured = None if gain is None else gain()
+        lead = _START / (rank**0.5 * (_TYPICAL_GAIN if measured is None else measured))
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
-        lead = _START / (rank**0.5 * self._gain)
         self.cores[:, :, range(written), range(read, rank)] = lead * weights[:, None]
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,7 +175,8 @@ def _holding_ones(like: Tensor) -> Tensor:
 class TuckerAdapter(nn.Module):
     r"""A frozen or trainable layer, with its input adapted by gated Tucker experts: :math:`y = f(x')`.
 
-    The layer is only called, never opened, so its weight may be quantised, sharded or hidden.
+    The layer is called, and its weight looked at once, at the start, if it can be read: it may be quantised, sharded or
+    hidden.
 
     Parameters
     ----------
@@ -221,8 +228,9 @@ class TuckerAdapter(nn.Module):
         super().__init__()
         width = width_of(base_layer, "TuckerAdapter", in_features)
         self.base_layer = base_layer
-        gain = step_gain(base_layer, open_weight(base_layer, width))
-        self.parts = ExpertParts(spec, width, init_weights=init_weights, gain=gain)
+        self.parts = ExpertParts(
+            spec, width, init_weights=init_weights, gain=lambda: step_gain(base_layer, open_weight(base_layer, width))
+        )
         self.spec = spec
 
     def forward(self, x: Tensor, gates: Tensor, *args: Any, **kwargs: Any) -> Any:

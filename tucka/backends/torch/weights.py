@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 __all__ = ["input_axis", "is_readable", "open_weight", "step_gain", "weight_rows"]
 
-_PROBES = 8
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# How many vectors the gain is measured with, and how many rows of the weight at a time: half precisions are cast, since
+# products in them are slow on some processors, and may overflow.
+_PROBES, _ROWS = 8, 1024
+# A gain outside says that the weight is damaged or empty, and cores in half precision could not make up for it.
+_LEAST, _MOST = 1e-2, 1e2
 
 
 def input_axis(layer: nn.Module) -> int:
@@ -73,15 +80,16 @@ def is_readable(weight: Tensor, layer: nn.Module, width: int) -> bool:
     Returns
     -------
     bool
-        False for a kind of tensor that only looks like one of numbers, as torchao's.
+        False for a kind of tensor that only looks like one of numbers, as torchao's, and for eight bits, which have a
+        scale elsewhere.
 
     Examples
     --------
     >>> is_readable(torch.ones(5, 3), nn.Linear(3, 5), 3), is_readable(torch.ones(15), nn.Linear(3, 5), 3)
     (True, False)
     """
-    plain = type(weight.data) is Tensor and weight.is_floating_point() and weight.ndim > 1
-    return plain and weight.shape[input_axis(layer)] == width
+    plain = type(weight.data) is Tensor and weight.layout == torch.strided and weight.dtype in _NUMBERS
+    return plain and weight.ndim > 1 and weight.shape[input_axis(layer)] == width
 
 
 def weight_rows(weight: Tensor, axis: int) -> Tensor:
@@ -123,7 +131,8 @@ def step_gain(layer: nn.Module, weight: Tensor | None) -> float | None:
     -------
     float or None
         Root mean square of :math:`W\,\mathrm{sign}(W^\top g)` for a few g drawn from a normal distribution, the same
-        at every call. None without a weight, or for one that has no values yet.
+        at every call; of a convolution, as if the steps of neighbours were independent. At least 0.01 and at most 100.
+        None without a weight, or for one that has no values yet.
 
     Examples
     --------
@@ -133,8 +142,17 @@ def step_gain(layer: nn.Module, weight: Tensor | None) -> float | None:
     """
     if weight is None or weight.is_meta:
         return None
-    rows = weight_rows(weight, input_axis(layer))
-    generator = torch.Generator().manual_seed(0)
-    wanted = torch.randn(_PROBES, rows.shape[0], generator=generator).to(rows)
-    moved = (wanted @ rows).sign() @ rows.T
-    return float(moved.float().square().mean().sqrt())
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    blocks = weight_rows(weight, input_axis(layer)).split(_ROWS)
+    generator = torch.Generator("cpu").manual_seed(0)
+    wanted = torch.zeros(_PROBES, blocks[0].shape[1], dtype=dtype, device=weight.device)
+    for block in blocks:
+        drawn = torch.randn(_PROBES, len(block), generator=generator, device="cpu")
+        wanted += drawn.to(wanted) @ block.to(dtype)
+    steps = wanted.sign()
+    total = sum((steps @ block.to(dtype).T).square().sum() for block in blocks)
+    gain = float((total * weight.shape[input_axis(layer)] / (_PROBES * weight.numel())) ** 0.5)
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        each = math.prod(layer.kernel_size)  # of the inputs that an output sums over
+        gain *= (each / math.prod(layer.stride) if layer.transposed else each) ** 0.5
+    return min(max(gain, _LEAST), _MOST) if math.isfinite(gain) and gain > 0 else None
