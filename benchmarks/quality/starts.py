@@ -30,6 +30,12 @@ def same_lead(parts: ExpertParts, _inputs: Tensor) -> None:
     parts.load_state_dict(ExpertParts(parts.spec, len(parts.basis)).state_dict())
 
 
+def long_reading(parts: ExpertParts, _inputs: Tensor) -> None:
+    """Make the half that reads four times as long and the cores shorter: each step then turns it less."""
+    parts.basis *= 4.0
+    parts.cores /= 4.0
+
+
 def both_ways(parts: ExpertParts, _inputs: Tensor) -> None:
     """Let the cores lead from the zero half back as well: its directions read and write at once."""
     parts.cores += parts.cores.mT.clone()
@@ -61,7 +67,8 @@ def inputs(parts: ExpertParts, inputs: Tensor) -> None:
 
 
 STARTS: dict[str, Callable[[ExpertParts, Tensor], None]] = {
-    start.__name__: start for start in (zero_cores, same_lead, both_ways, rotation, kaiming, kaiming_factor, inputs)
+    start.__name__: start
+    for start in (zero_cores, same_lead, long_reading, both_ways, rotation, kaiming, kaiming_factor, inputs)
 }
 
 
