@@ -1,6 +1,7 @@
 """Make the tables and figures of the studies, from their results only.
 
     python -m benchmarks.quality.run --folder benchmarks/quality/studies/ablation --tasks reviews --seeds 0 1
+    python -m benchmarks.quality.run --folder benchmarks/quality/studies/ablation --tasks sentences causal
     python -m benchmarks.quality.run --folder benchmarks/quality/studies/ranks --tasks reviews
     python -m benchmarks.quality.run --folder benchmarks/quality/studies/curves --tasks sentences
     python -m benchmarks.quality.studies_report
