@@ -23,7 +23,7 @@ MODELS = {"MiniLM": "sentences", "EfficientNet-lite0": "images", "SmolLM2-135M":
 
 
 def gains(model: nn.Module) -> dict[str, list[float]]:
-    """Measure the adapted layers of a model, by the last part of their names that is not a number."""
+    """Measure the adapted layers of a model, by the last two parts of their names that are no numbers."""
     found: dict[str, list[float]] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, TuckALayer):
