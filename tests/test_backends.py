@@ -15,8 +15,8 @@ import tucka
 from support.array_backends import LIBRARIES
 from support.plugged_backend import PluggedArray, PluggedBackend
 from support.subprocesses import output_of
-from tucka.backends import backend_of, cast, host_values, is_half, register, widen
-from tucka.backends.jax import JaxBackend
+from tucka.arrays import backend_of, cast, host_values, is_half, register, widen
+from tucka.arrays.jax import JaxBackend
 
 
 @pytest.mark.parametrize(

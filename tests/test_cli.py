@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import tucka
 from tucka import cli
-from tucka.core.paper_tables import MODEL_LAYERS
+from tucka.core.counts.paper_tables import MODEL_LAYERS
 from tucka.layer_lists import layers_of_folder, parse_layers
 
 BLOCK = "768x768*3,768x3072,3072x768"

@@ -35,7 +35,7 @@ from benchmarks.paper.metrics import METRICS
 from benchmarks.paper.standins import stand_in
 from benchmarks.paper.training import Run, perform
 from support import tiny_models
-from tucka.core.paper_tables import paper_counts
+from tucka.core.counts.paper_tables import paper_counts
 from tucka.errors import ConfigError
 from tucka.peft import TuckAConfig, initialize_router
 

@@ -4,15 +4,16 @@ Importing this package imports neither torch nor jax nor peft. The torch layers 
 method is in `tucka.peft`.
 """
 
+from tucka import backends as backends
 from tucka._version import __version__
+from tucka.core.balance import CollapseAlarm, load_entropy
+from tucka.core.centroids import balanced_centroids, data_aware_centroids, kaiming_centroids
 from tucka.core.counts import count_activation_bytes, count_file_bytes, count_flops, count_parameters
-from tucka.core.decomposition import FittedExperts, compress, fit_experts
+from tucka.core.counts.paper_tables import PaperCell, paper_counts
 from tucka.core.experts import TuckerExperts
+from tucka.core.fitting.decomposition import FittedExperts, compress, fit_experts
 from tucka.core.householder import householder_experts, householder_gamma, householder_product
-from tucka.core.initialization import balanced_centroids, data_aware_centroids, kaiming_centroids
-from tucka.core.load import CollapseAlarm, load_entropy
 from tucka.core.modes import mode_product, multi_mode_product
-from tucka.core.paper_tables import PaperCell, paper_counts
 from tucka.core.routing import affinity_logits, routing_feature, select_gates
 from tucka.errors import CheckpointError, ConfigError, RouteError, ShapeError, TuckaError
 from tucka.spec import TuckerSpec

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tucka import __version__
+from tucka.checks import check_choice
 from tucka.core.counts import MethodCounts, compare_methods, count_parameters
-from tucka.core.paper_tables import PaperCell, paper_counts
+from tucka.core.counts.paper_tables import PaperCell, paper_counts
 from tucka.errors import ConfigError, TuckaError, expected
 from tucka.layer_lists import layers_of_folder, parse_layers
-from tucka.spec import check_choice
 
 __all__ = ["app", "run"]
 

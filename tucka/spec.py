@@ -6,10 +6,10 @@ message exist in one place and no tensor is made before the numbers are known to
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from tucka.checks import check_choice, check_count, check_finite, check_positive
 from tucka.errors import ConfigError, expected
 
 __all__ = [
@@ -19,10 +19,6 @@ __all__ = [
     "RouterInit",
     "Routing",
     "TuckerSpec",
-    "check_choice",
-    "check_count",
-    "check_finite",
-    "check_positive",
 ]
 
 Routing = Literal["batch", "sample", "token"]
@@ -31,134 +27,6 @@ FactorNorm = Literal["frobenius"]
 RouterInit = Literal["balanced", "dai", "kaiming"]
 # The affinities that subtract a centre from the features.
 CENTERED = ("centered", "directional")
-
-
-def check_count(name: str, value: Any, *, least: int = 1, where: str = "") -> int:
-    """Return `value` as an int, or say why it is not a whole number of at least `least`.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    least : int
-        The smallest value allowed.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    int
-        The value.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is not an integer (booleans are refused) or is too small.
-
-    Examples
-    --------
-    >>> check_count("rank", 8)
-    8
-    """
-    whole = not isinstance(value, bool) and hasattr(value, "__index__")
-    if not whole or int(value) < least:
-        raise ConfigError(expected(name, f"a whole number of at least {least}", repr(value), where=where))
-    return int(value)
-
-
-def check_finite(name: str, value: Any, *, where: str = "") -> float:
-    """Return `value` as a float, or say why it is not a finite real number.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    float
-        The value.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is not a finite real number.
-
-    Examples
-    --------
-    >>> check_finite("alpha", 2)
-    2.0
-    """
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real or not abs(value) < math.inf:  # a compiler can trace this, and not math.isfinite
-        raise ConfigError(expected(name, "a finite number", repr(value), where=where))
-    return float(value)
-
-
-def check_positive(name: str, value: Any, *, where: str = "") -> float:
-    """Return `value` as a float, or say why it is not a finite number above zero.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    float
-        The value.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is not a finite number above zero.
-
-    Examples
-    --------
-    >>> check_positive("temperature", 0.5)
-    0.5
-    """
-    if check_finite(name, value, where=where) <= 0:
-        raise ConfigError(expected(name, "a positive number", repr(value), where=where))
-    return float(value)
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...], *, where: str = "") -> None:
-    """Raise unless `value` is one of `choices`.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    choices : tuple
-        The values allowed.
-    where : str
-        The caller, for the message.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is none of them.
-
-    Examples
-    --------
-    >>> check_choice("routing", "batch", ("batch", "sample"))
-    """
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        raise ConfigError(expected(name, f"one of {listed}", repr(value), where=where))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tucka.core.paper_tables import PaperCell, paper_counts
+from tucka.core.counts.paper_tables import PaperCell, paper_counts
 from tucka.errors import ConfigError, expected
 
 if sys.version_info >= (3, 11):
@@ -32,7 +32,7 @@ class Model:
     targets : sequence of str
         Endings of the adapted layers' names.
     layers : str, optional
-        A name in `tucka.core.paper_tables.MODEL_LAYERS`: the adapted layers have to be those. Not checked if None.
+        A name in `tucka.core.counts.paper_tables.MODEL_LAYERS`: the adapted layers have to be those. None: not checked.
     head : sequence of str
         Modules that are trained whole.
     dtype : str
@@ -216,7 +216,7 @@ class Experiment:
     columns: Sequence[Column]
 
     def count(self, row: Row) -> PaperCell:
-        """Return the row's cell of the column "# Par.", which `tucka.core.paper_tables` holds."""
+        """Return the row's cell of the column "# Par.", which `tucka.core.counts.paper_tables` holds."""
         cells = (cell for cell in paper_counts() if (cell.table, cell.method) == (self.table, row.method))
         wanted = dict(row.sizes)
         return next(cell for cell in cells if {name: cell.sizes[name] for name in wanted} == wanted)

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from benchmarks.paper.experiments import Experiment, Row, Variant
-from tucka.core.paper_tables import MODEL_LAYERS
+from tucka.core.counts.paper_tables import MODEL_LAYERS
 from tucka.errors import ConfigError, expected
 from tucka.peft import TuckAConfig
 

@@ -15,7 +15,7 @@ from torch import nn
 from benchmarks.provenance import commit
 from benchmarks.quality.run import RESULTS
 from benchmarks.quality.tasks import TASKS
-from tucka.backends.torch.weights import step_gain
+from tucka.backends.torch.base_layers import step_gain
 from tucka.peft import TuckAConfig
 from tucka.peft.layer import TuckALayer
 

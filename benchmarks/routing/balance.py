@@ -26,8 +26,8 @@ import tucka
 from benchmarks.provenance import provenance
 from benchmarks.routing.balance_report import write_report
 from benchmarks.routing.features import SOURCES, Features, load_features
-from tucka.backends.reference import moved_bias
-from tucka.core.initialization import features_like_batches
+from tucka.core.centroids import features_like_batches
+from tucka.reference import moved_bias
 
 RESULT = Path(__file__).parents[1] / "results" / "routing-balance-start.json"
 GROUPS, EXPERTS, SEEDS, BATCH, BATCHES = (2, 4, 8), 2, 20, 16, 32

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tucka.core.load import load_entropy
+from tucka.core.balance import load_entropy
 
 __all__ = ["ceiling", "write_report"]
 

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from benchmarks.provenance import provenance
 from benchmarks.routing.study_report import write_report
-from tucka.backends.torch.routing import Router
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.router import Router
+from tucka.backends.torch.routing.scope import scope_of
+from tucka.core.balance import load_entropy
 from tucka.core.counts import count_parameters
-from tucka.core.load import load_entropy
 from tucka.demo.data import DOMAINS, read_domains, split_domains
 from tucka.demo.download import fetch_sentences
 from tucka.demo.model import Collator, Item, SentenceClassifier, encode, load_classifier

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.routing.balance_report import ceiling
-from tucka.core.load import load_entropy
+from tucka.core.balance import load_entropy
 from tucka.plots import group_by_label
 
 __all__ = ["information", "interval", "write_report"]

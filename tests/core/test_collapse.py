@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tucka
 from support.close import assert_close
 from support.strategies import seeds, sizes
-from tucka.backends import reference
+from tucka import reference
 from tucka.core.collapse import RoutingTrace, follow_routing, gaussian_features, simulate_routing, starting_centroids
 
 AFFINITIES = ["dot", "group_norm", "centered", "directional"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tucka
 from support.strategies import specs
-from tucka.core.counts.methods import METHODS
+from tucka.core.counts.table import METHODS
 
 LAYERS = [(16, 8), (16, 32), (32, 16)]
 SIZES = {
@@ -202,7 +202,7 @@ def test_the_counts_themselves_need_no_array_library():
         f"package = types.ModuleType('tucka'); package.__path__ = {tucka.__path__!r}; sys.modules['tucka'] = package\n"
         "sys.modules['numpy'] = sys.modules['torch'] = None\n"
         "from tucka.core.counts import count_parameters\n"
-        "from tucka.core.paper_tables import paper_counts\n"
+        "from tucka.core.counts.paper_tables import paper_counts\n"
         "assert count_parameters('lora', [(3, 4)], r=2) == 14 and paper_counts()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -3,7 +3,7 @@
 import pytest
 
 import tucka
-from tucka.core.paper_tables import MODEL_LAYERS
+from tucka.core.counts.paper_tables import MODEL_LAYERS
 
 CELLS = {f"{cell.table}-{cell.method}-{cell.figure}": cell for cell in tucka.paper_counts()}
 DIFFERENT = {"1-vera-0.23M", "1-tucka-0.64M", "3-tucka-10.7M"}

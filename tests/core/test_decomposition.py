@@ -15,7 +15,7 @@ import tucka
 from support.array_backends import PRECISION, dtype_name
 from support.close import assert_close
 from support.strategies import arrays, few_specs, seeds, sizes, tucker_parts
-from tucka.backends import reference
+from tucka import reference
 
 stack_shapes = st.sampled_from([(1, 1, 1, 1), (1, 2, 3, 3), (2, 2, 3, 3), (3, 1, 4, 4), (1, 4, 2, 2), (2, 3, 5, 5)])
 
@@ -171,7 +171,7 @@ def test_all_libraries_get_the_same_numbers(library, stack, data):
 def test_every_dtype_is_kept_and_half_precision_fitted_in_a_wider_one(library):
     values = np.round(np.random.default_rng(0).standard_normal((2, 2, 4, 4)) * 8) / 8
     for name, dtype in library.dtypes.items():
-        stack = tucka.backends.cast(library.from_numpy(values.astype(np.float32)), dtype)
+        stack = tucka.arrays.cast(library.from_numpy(values.astype(np.float32)), dtype)
         fit = tucka.fit_experts(stack, rank=4, expert_rank=2)
         smaller = tucka.compress(fit, rank=2, expert_rank=1)
         arrays_made = [fit.cores, fit.expert_factor, fit.basis, smaller.cores, smaller.expert_factor, smaller.basis]

@@ -8,7 +8,7 @@ import tucka
 from support.array_backends import LIBRARIES, PRECISION, dtype_name
 from support.functions_of_arrays import CASES
 from support.subprocesses import output_of
-from tucka.backends import cast, host_values
+from tucka.arrays import cast, host_values
 
 every_function = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_dtype = pytest.mark.parametrize(

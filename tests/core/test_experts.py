@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import tucka
 from support.close import assert_close, largest
 from support.strategies import arrays, factors, few_specs, leads, seeds, tucker_parts
-from tucka.backends import reference
+from tucka import reference
 
 
 def experts_of(library, parts):

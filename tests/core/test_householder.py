@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tucka
 from support.close import assert_close
 from support.strategies import arrays, unit_columns
-from tucka.backends import reference
+from tucka import reference
 
 METHODS = ["solve", "recursion"]
 

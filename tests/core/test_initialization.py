@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import tucka
 from support.close import assert_close
 from support.strategies import arrays, seeds
-from tucka.backends import reference
+from tucka import reference
 
 sizes = st.integers(1, 4)
 
@@ -94,7 +94,7 @@ def test_balanced_logits_are_of_order_one_whatever_the_scale_and_shift_of_the_fe
 def test_features_like_batches_have_the_mean_of_the_two_covariances(library, seed, width):
     batches = np.random.default_rng(seed).standard_normal((6, 5, width)).astype(np.float32).astype(np.float64)
     means, deviations = batches.mean(axis=1), (batches - batches.mean(axis=1, keepdims=True)).reshape(-1, width)
-    made = tucka.core.initialization.features_like_batches(
+    made = tucka.core.centroids.features_like_batches(
         library.from_numpy(means), library.from_numpy(deviations), batch_size=5
     )
     rows = library.to_numpy(made).astype(np.float64)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import tucka
 from support.close import assert_close, largest
 from support.strategies import arrays, factors, few_sizes, shapes, tensor_and_matrix
-from tucka.backends import reference
+from tucka import reference
 
 
 @given(case=tensor_and_matrix())

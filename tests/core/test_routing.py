@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tucka
 from support.close import assert_close
 from support.strategies import arrays, features_and_centroids, gate_shapes, hidden_and_mask, logits, numbers
-from tucka.backends import reference
+from tucka import reference
 
 GRANULARITIES = ["batch", "sample", "token"]
 KINDS = ["dot", "group_norm", "centered", "directional"]

@@ -11,10 +11,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 import tucka
 from support.adapting import adapt, snapshot, train
 from support.tiny_models import inputs_for, loss_of, make, output_of, text
-from tucka.backends import reference
+from tucka import reference
 from tucka.backends.torch import Router
-from tucka.backends.torch.scope import scope_of
-from tucka.core.initialization import kaiming_centroids
+from tucka.backends.torch.routing.scope import scope_of
+from tucka.core.centroids import kaiming_centroids
 from tucka.errors import ConfigError, RouteError, ShapeError
 from tucka.peft import (
     RouterCallback,
@@ -25,7 +25,7 @@ from tucka.peft import (
     last_route,
     pin_route,
 )
-from tucka.peft.observation import RowSample
+from tucka.peft.routes.observation import RowSample
 from tucka.spec import TuckerSpec
 
 pytestmark = [

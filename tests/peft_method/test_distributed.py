@@ -11,7 +11,7 @@ import torch
 import support.ranks as ranks
 from support.adapting import gradients
 from support.tiny_models import loss_of
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import initialize_router, last_route, pin_route
 
 pytestmark = pytest.mark.slow  # starting the processes takes most of the time

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import tucka
 from support.adapting import adapt, config_for, snapshot
 from support.tiny_models import WIDTH, inputs_for, make, output_of, text
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError
 from tucka.peft import TuckAConfig, expert_load, initialize_router, last_route, pin_route
 

@@ -13,7 +13,7 @@ from accelerate.utils.deepspeed import HfDeepSpeedConfig
 
 from support.adapting import adapt
 from support.tiny_models import text
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import initialize_router
 
 FILES = Path(__file__).parents[2] / "docs" / "how-to" / "launch"
@@ -58,13 +58,13 @@ def test_a_router_that_deepspeed_has_cut_is_gathered_to_be_initialised(monkeypat
 
 def test_a_common_decision_calls_the_router_as_a_module(monkeypatch):
     """Else the hooks that gather its parameters would not run."""
-    from tucka.backends.torch import synchronization
+    from tucka.backends.torch.routing import ranks
 
-    monkeypatch.setattr(synchronization.dist, "all_reduce", lambda tensor: tensor)
+    monkeypatch.setattr(ranks.dist, "all_reduce", lambda tensor: tensor)
     model = adapt("bert", dtype=torch.float64, affinity="dot")
     router, calls = scope_of(model).router("default"), []
     router.register_forward_pre_hook(lambda module, args: calls.append(module))
     hidden, mask = torch.randn(3, 5, 16, dtype=torch.float64), torch.tensor([[1] * 5, [1, 1, 0, 0, 0], [1] * 5])
-    common = synchronization.gates_over_ranks(router, hidden, mask)
+    common = ranks.gates_over_ranks(router, hidden, mask)
     assert calls == [router]
     torch.testing.assert_close(common, router(hidden, mask), rtol=0, atol=1e-12)

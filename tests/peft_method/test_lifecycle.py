@@ -17,7 +17,7 @@ from peft.utils.hotswap import hotswap_adapter
 
 from support.adapting import adapt, config_for, snapshot, train, trained
 from support.tiny_models import KINDS, inputs_for, loss_of, make, output_of
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError
 from tucka.peft import TuckAConfig, adapted_modules, expert_load, last_route, pin_route, unpin_route
 

@@ -15,7 +15,7 @@ from torch import nn
 from tests.support.adapter_files import CONFIG, LOADERS, WEIGHTS, Witness, X, base, load_or_refuse, trained, write
 from tucka.errors import CheckpointError, RouteError
 from tucka.peft import TuckAConfig, last_route, load_adapter, pin_route, unpin_route
-from tucka.peft.restoring import unchanged_on_error
+from tucka.peft.files.rollback import unchanged_on_error
 
 
 def test_foreign_folders(tmp_path):

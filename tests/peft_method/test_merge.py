@@ -14,7 +14,7 @@ from torch import nn
 from support.bases import BASES, make_base, run
 from support.close import assert_close
 from support.strategies import arrays, tucker_parts
-from tucka.backends import reference
+from tucka import reference
 from tucka.errors import RouteError, TuckaError
 from tucka.peft import TuckAConfig, pin_route
 

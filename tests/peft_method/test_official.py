@@ -13,7 +13,7 @@ from torch import nn
 
 from support.bases import make_base, run
 from support.close import assert_close
-from tucka.backends import reference
+from tucka import reference
 from tucka.errors import CheckpointError, ConfigError, RouteError
 from tucka.peft import TuckAConfig, adapted_modules, balance_router, last_route, load_official_checkpoint
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from support.tiny_models import WIDTH
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import TuckaError
 from tucka.peft import TuckAConfig, export_lora, initialize_router, pin_route
 

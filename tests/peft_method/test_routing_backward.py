@@ -13,7 +13,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 from support.adapting import adapt, gradients
 from support.tiny_models import VOCABULARY, WIDTH, inputs_for, loss_of, text
 from tucka.backends.torch import routing_scope
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import RouteError
 from tucka.peft import TuckAConfig, expert_load, pin_route
 

@@ -20,7 +20,7 @@ from support.tiny_models import (
     vectors,
 )
 from tucka.backends.torch import routing_scope
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError
 from tucka.peft import TuckAConfig, expert_load, last_route, pin_route, unpin_route
 
@@ -262,7 +262,9 @@ def test_after_an_exception_the_next_forward_starts_clean(error):
 @torch.no_grad()
 def test_pinned_disabled_and_merged_adapters_compute_no_route(monkeypatch):
     model, inputs = visible("llama"), inputs_for("llama")
-    monkeypatch.setattr("tucka.backends.torch.routing.Router.forward", lambda *_: pytest.fail("a route was made"))
+    monkeypatch.setattr(
+        "tucka.backends.torch.routing.router.Router.forward", lambda *_: pytest.fail("a route was made")
+    )
     pin_route(model, group=1)
     pinned = output_of(model, inputs)
     assert torch.equal(last_route(model), torch.tensor([[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]))

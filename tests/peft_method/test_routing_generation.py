@@ -10,7 +10,7 @@ from transformers import DynamicCache
 
 from support.adapting import config_for, visible
 from support.tiny_models import inputs_for, make, output_of, text
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import last_route
 
 CAUSAL = ["llama", "opt", "gpt2"]

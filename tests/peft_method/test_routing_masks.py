@@ -7,7 +7,7 @@ from transformers import BertForMaskedLM, BertForTokenClassification
 
 from support.adapting import visible
 from support.tiny_models import bert_config, make, text
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import TuckAConfig, last_route
 
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])

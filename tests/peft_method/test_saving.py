@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from support.adapting import adapt, config_for, snapshot, train, trained
 from support.tiny_models import KINDS, inputs_for, make, output_of
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import TuckAConfig, initialize_router, last_route, pin_route
 
 second_tuner = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")

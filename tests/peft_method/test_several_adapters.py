@@ -7,7 +7,7 @@ from torch import nn
 
 from support.adapting import adapt, config_for, snapshot
 from support.tiny_models import inputs_for, make, output_of
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import TuckAConfig, TuckALayer, expert_load, last_route, pin_route
 
 

@@ -6,7 +6,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from support.adapting import adapt, config_for, snapshot
 from support.tiny_models import make, text
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import RouterCallback, expert_load, initialize_router
 
 pytestmark = [

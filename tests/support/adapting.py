@@ -4,7 +4,7 @@ import torch
 from peft import get_peft_model
 
 from support.tiny_models import KINDS, inputs_for, loss_of, make
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import TuckAConfig
 
 

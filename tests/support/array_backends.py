@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from support.plugged_backend import PluggedArray
-from tucka.backends import host_values
+from tucka.arrays import host_values
 
 PRECISION = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-23, "float64": 2.0**-52}
 

@@ -11,9 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from support.adapting import adapt, gradients
 from support.tiny_models import inputs_for, loss_of, text
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import initialize_router, last_route, pin_route
-from tucka.peft.sharded import plain_name
+from tucka.peft.files.sharded import plain_name
 
 WORLD = 2
 ROUTINGS = ("batch", "sample", "token")

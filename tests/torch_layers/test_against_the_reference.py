@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from support.close import assert_close, largest
 from support.strategies import arrays, factors, leads, tucker_parts, unit_columns
-from tucka.backends import reference
+from tucka import reference
 from tucka.backends.torch import householder_adapt, mix_cores, tucker_adapt, tucker_adapt_gated
 
 EPS = 2.0**-52

@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tucka.backends.torch import HouseholderAdapter, Router, TuckerAdapter
-from tucka.backends.torch.scope import scope_of
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import TuckAConfig, expert_load
 from tucka.spec import TuckerSpec
 

@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from torch.autograd import gradcheck, gradgradcheck
 
 import tucka
-from tucka.backends import reference
-from tucka.backends.torch.gating import gates_of
+from tucka import reference
+from tucka.backends.torch.routing.router import gates_of
 
 LOGITS = arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 3)), elements=st.floats(-700, 700))
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tucka.backends import reference
+from tucka import reference
 from tucka.backends.torch.modules import ExpertParts
 from tucka.spec import TuckerSpec
 

@@ -10,8 +10,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tucka.backends.torch import TuckerAdapter
+from tucka.backends.torch.base_layers import input_axis, is_readable, open_weight, step_gain, weight_rows
 from tucka.backends.torch.modules import ExpertParts
-from tucka.backends.torch.weights import input_axis, is_readable, open_weight, step_gain, weight_rows
 from tucka.spec import TuckerSpec
 
 WIDTH = 6

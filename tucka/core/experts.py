@@ -3,23 +3,244 @@
 from __future__ import annotations
 
 import importlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tucka.backends import Array, backend_of, cast
-from tucka.core.checks import check_mode
-from tucka.core.contractions import apply_mixture, mix_cores, tucker_inner, tucker_norm
+from tucka.arrays import Array, backend_of, cast, widen
+from tucka.arrays.pytrees import register_pytree
+from tucka.checks import check_finite, check_floating, check_mode, check_shapes
 from tucka.core.modes import multi_mode_product
-from tucka.core.parts import TuckerParts
 from tucka.errors import ShapeError, expected
-from tucka.spec import check_finite
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
 else:
     TuckerTensor = Any
 
-__all__ = ["TuckerExperts"]
+__all__ = ["TuckerExperts", "TuckerParts", "apply_mixture", "mix_cores", "tucker_inner", "tucker_norm"]
+
+_FIELDS = ("cores", "expert_factor", "basis")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TuckerParts:
+    """A frozen record of arrays that fit each other, for copying, pickling and JAX's transformations.
+
+    Parameters
+    ----------
+    cores : array, shape (k, p, r, r)
+        The core tensors of the groups.
+    expert_factor : array, shape (t, p)
+        The factor of the expert mode (C).
+    basis : array, shape (d, r)
+        The factor of both weight modes (U).
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit each other.
+    TypeError
+        If the arrays are not real floating-point arrays of one backend and dtype.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> TuckerParts(np.ones((3, 2, 4, 4)), np.ones((5, 2)), np.ones((6, 4)))
+    TuckerParts(cores=(3, 2, 4, 4), expert_factor=(5, 2), basis=(6, 4))
+    """
+
+    cores: Array
+    expert_factor: Array
+    basis: Array
+
+    def __post_init__(self) -> None:
+        self.check_parts(where=type(self).__name__)
+        register_pytree(type(self), _FIELDS)
+
+    def __setstate__(self, state: dict[str, Array]) -> None:
+        # A copy, or an object from a file: its arrays were checked when they were put together.
+        self.__dict__.update(state)
+        register_pytree(type(self), _FIELDS)
+
+    def __repr__(self) -> str:
+        # JAX puts placeholders without a shape in the place of arrays.
+        shapes = (f"{name}={tuple(getattr(getattr(self, name), 'shape', ()))}" for name in _FIELDS)
+        return f"{type(self).__name__}({', '.join(shapes)})"
+
+    @property
+    def groups(self) -> int:
+        """Number of groups (k).
+
+        Returns
+        -------
+        int
+            The size of axis 0 of the cores.
+        """
+        return int(self.cores.shape[0])
+
+    @property
+    def experts_per_group(self) -> int:
+        """Number of experts in one group (t).
+
+        Returns
+        -------
+        int
+            The size of axis 0 of the expert factor.
+        """
+        return int(self.expert_factor.shape[0])
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers held: t·p + k·p·r² + d·r.
+
+        Returns
+        -------
+        int
+            The sum of the three arrays' sizes.
+        """
+        return sum(math.prod(array.shape) for array in (self.cores, self.expert_factor, self.basis))
+
+    def check_parts(self, *, where: str, **operands: tuple[Array, str]) -> None:
+        """Check backend, dtype and shapes of the parts, and of operands against them.
+
+        Parameters
+        ----------
+        where : str
+            The caller, for the message.
+        **operands : (array, str)
+            Other arrays and their axes, as in `tucka.checks.check_shapes`; the parts have the axes k p r r, t p
+            and d r.
+
+        Raises
+        ------
+        ShapeError
+            If the shapes do not fit each other.
+        TypeError
+            If the arrays are not real floating-point arrays of one backend and dtype.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> parts = TuckerParts(np.ones((3, 2, 4, 4)), np.ones((5, 2)), np.ones((6, 4)))
+        >>> parts.check_parts(x=(np.ones((9, 6)), "... d"), where="example")
+        """
+        described = {"cores": (self.cores, "k p r r"), "expert_factor": (self.expert_factor, "t p")}
+        described |= {"basis": (self.basis, "d r"), **operands}
+        arrays = {name: array for name, (array, _) in described.items()}
+        backend_of(**arrays)
+        check_floating(where=where, **arrays)
+        check_shapes(where=where, **described)
+
+
+def mix_cores(gates: Array, cores: Array, expert_factor: Array) -> Array:
+    """Compute Σ_ijq γ_ij C_jq G_i[q], in at least float32 until the end.
+
+    Parameters
+    ----------
+    gates : array, shape (..., k, t)
+        γ.
+    cores : array, shape (k, p, r, r)
+        G.
+    expert_factor : array, shape (t, p)
+        C.
+
+    Returns
+    -------
+    array, shape (..., r, r)
+        One core for each set of gates.
+    """
+    weights = _core_weights(gates, expert_factor)
+    return cast(backend_of(gates=gates).tensordot(weights, widen(cores), axes=([-2, -1], [0, 1])), gates.dtype)
+
+
+def _core_weights(gates: Array, expert_factor: Array) -> Array:
+    """Weigh the k·p slices of the cores: Σ_j γ_ij C_jq, (..., k, t) -> (..., k, p), in at least float32."""
+    return backend_of(gates=gates).matmul(widen(gates), widen(expert_factor))
+
+
+def apply_mixture(x: Array, gates: Array, parts: tuple[Array, Array, Array], alpha: float) -> Array:
+    """Compute x + α ((x U) Ḡ) Uᵀ.
+
+    Parameters
+    ----------
+    x : array, shape (..., d)
+        Activations.
+    gates : array, shape (k, t), (B, k, t), ...
+        γ, with leading axes that are the first of x's.
+    parts : (array, array, array)
+        G, C, U of shapes (k, p, r, r), (t, p), (d, r).
+    alpha : float
+        The scale.
+
+    Returns
+    -------
+    array, shape (..., d)
+        The adapted activations.
+    """
+    cores, expert_factor, basis = parts
+    handle = backend_of(x=x)
+    inner = handle.matmul(x, basis)
+    between = x.ndim - gates.ndim + 1  # axes of x's rows that share their gates
+    if between:
+        mixed = mix_cores(gates, cores, expert_factor)
+        inner = handle.matmul(
+            inner, handle.reshape(mixed, (*mixed.shape[:-2], *(1,) * (between - 1), *mixed.shape[-2:]))
+        )
+    else:
+        # Each row has gates of its own: k·p·r numbers for a row, instead of an r×r core.
+        weights = cast(_core_weights(gates, expert_factor), x.dtype)
+        inner = handle.tensordot(weights[..., None] * inner[..., None, None, :], cores, axes=([-3, -2, -1], [0, 1, 2]))
+    return cast(x + handle.matmul(alpha * inner, handle.transpose(basis)), x.dtype)
+
+
+def tucker_norm(core: Array, expert_factor: Array, basis: Array) -> Array:
+    """Compute the Frobenius norm of G ×_0 C ×_1 U ×_2 U through the triangular factors of C and U.
+
+    An orthogonal factor does not change the norm, so only the triangles are multiplied with the core. The root of
+    an inner product would lose half of the digits where columns of U cancel.
+
+    Parameters
+    ----------
+    core, expert_factor, basis : array, shapes (p, r, r), (t, p), (d, r)
+        G, C, U.
+
+    Returns
+    -------
+    array, shape ()
+        The norm, in the dtype of `core`.
+    """
+    handle = backend_of(core=core)
+    outer, inner = handle.qr(widen(expert_factor))[1], handle.qr(widen(basis))[1]
+    reduced = handle.reshape(multi_mode_product(widen(core), [outer, inner, inner]), (-1,))
+    # Divided by the largest entry, no square overflows or vanishes. An all-zero tensor keeps a gradient without NaN.
+    largest = handle.max(handle.abs(reduced))
+    unit = reduced / handle.where(largest == 0, largest + 1, largest)
+    squares = handle.sum(unit * unit)
+    return cast(largest * handle.sqrt(handle.where(squares == 0, squares + 1, squares)), core.dtype)
+
+
+def tucker_inner(parts: tuple[Array, Array, Array], others: tuple[Array, Array, Array]) -> Array:
+    """Compute the sum of the products of all entries of two Tucker tensors of the same size (t, d, d).
+
+    Parameters
+    ----------
+    parts : (array, array, array)
+        G, C, U of shapes (p, r, r), (t, p), (d, r).
+    others : (array, array, array)
+        Those of the other tensor; the ranks p and r may be its own.
+
+    Returns
+    -------
+    array, shape ()
+        The inner product, in the dtype of the first core.
+    """
+    handle = backend_of(core=parts[0])
+    core, expert_factor, basis = (widen(part) for part in parts)
+    other_core, other_factor, other_basis = (widen(part) for part in others)
+    outer = handle.matmul(handle.transpose(other_factor), expert_factor)
+    inner = handle.matmul(handle.transpose(other_basis), basis)
+    return cast(handle.sum(multi_mode_product(core, [outer, inner, inner]) * other_core), parts[0].dtype)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from tucka.backends import Array, backend_of, cast, widen
-from tucka.core.checks import check_axes, check_floating
+from tucka.arrays import Array, backend_of, cast, widen
+from tucka.checks import check_axes, check_choice, check_floating
 from tucka.core.experts import TuckerExperts
 from tucka.errors import ShapeError, expected
-from tucka.spec import check_choice
 
 __all__ = ["householder_experts", "householder_gamma", "householder_product"]
 

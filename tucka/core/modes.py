@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tucka.backends import Array, backend_of
-from tucka.core.checks import check_axes, check_mode, check_numeric, check_size
+from tucka.arrays import Array, backend_of
+from tucka.checks import check_axes, check_mode, check_numeric, check_size
 from tucka.errors import ConfigError, ShapeError, expected
 
 __all__ = ["mode_product", "multi_mode_product"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
-from tucka.backends import Array, Backend, backend_of, cast, widen
-from tucka.core.checks import check_axes, check_floating, check_shapes
+from tucka.arrays import Array, Backend, backend_of, cast, widen
+from tucka.checks import check_axes, check_choice, check_floating, check_positive, check_shapes
 from tucka.errors import ConfigError, ShapeError, expected
-from tucka.spec import CENTERED, Affinity, Routing, check_choice, check_positive
+from tucka.spec import CENTERED, Affinity, Routing
 
 __all__ = ["affinity_logits", "routing_feature", "select_gates"]
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 
-from tucka.core.load import load_entropy
+from tucka.core.balance import load_entropy
 from tucka.demo.data import DOMAINS
 from tucka.demo.disk import whole_file
 from tucka.demo.plan import Outcome, Plan

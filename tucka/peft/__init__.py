@@ -1,17 +1,17 @@
 """TuckA as a PEFT method. Importing this module registers it; loading a saved adapter needs that first."""
 
 from tucka.peft.adapters import AdaptedModule, adapted_modules
-from tucka.peft.callbacks import RouterCallback
 from tucka.peft.config import TuckAConfig
-from tucka.peft.export import export_lora
+from tucka.peft.files.loading import load_adapter
+from tucka.peft.files.lora import export_lora
+from tucka.peft.files.official import load_official_checkpoint
 from tucka.peft.hra import accelerate_hra, restore_hra
 from tucka.peft.layer import TuckALayer
-from tucka.peft.loading import load_adapter
 from tucka.peft.model import TuckAModel
-from tucka.peft.official import load_official_checkpoint
-from tucka.peft.pinning import pin_route, unpin_route
 from tucka.peft.registration import register
-from tucka.peft.routes import balance_router, expert_load, initialize_router, last_route
+from tucka.peft.routes.callback import RouterCallback
+from tucka.peft.routes.pinning import pin_route, unpin_route
+from tucka.peft.routes.start import balance_router, expert_load, initialize_router, last_route
 
 __all__ = [
     "AdaptedModule",

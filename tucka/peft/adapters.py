@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from tucka.backends.torch.routing import Router
+from tucka.backends.torch.routing.router import Router
 from tucka.errors import ConfigError, expected
 from tucka.peft.layer import TuckALayer
 from tucka.spec import TuckerSpec

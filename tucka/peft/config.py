@@ -10,11 +10,12 @@ from typing import Any, cast
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 
+from tucka.checks import check_choice, check_count, check_finite
 from tucka.errors import CheckpointError, ConfigError, expected
-from tucka.peft.files import FORMAT_VERSION, check_sizes, read_entries, read_tensors
+from tucka.peft.files.reading import FORMAT_VERSION, check_sizes, read_entries, read_tensors
+from tucka.peft.files.rollback import Loading
 from tucka.peft.registration import add_peft_type
-from tucka.peft.restoring import Loading
-from tucka.spec import TuckerSpec, check_choice, check_count, check_finite
+from tucka.spec import TuckerSpec
 
 __all__ = ["TuckAConfig"]
 

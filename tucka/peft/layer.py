@@ -11,12 +11,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
 
-from tucka.backends.torch.channels import to_rows
+from tucka.backends.torch.base_layers import is_readable, step_gain, to_rows
 from tucka.backends.torch.checks import check_activations, check_base_dtype
 from tucka.backends.torch.modules import ExpertParts, adapt_input, width_of
-from tucka.backends.torch.routing import Router
-from tucka.backends.torch.scope import RoutingScope
-from tucka.backends.torch.weights import is_readable, step_gain
+from tucka.backends.torch.routing.router import Router
+from tucka.backends.torch.routing.scope import RoutingScope
 from tucka.peft.config import TuckAConfig
 from tucka.peft.merging import Merging
 

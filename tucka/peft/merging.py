@@ -10,10 +10,10 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
+from tucka.backends.torch.base_layers import input_axis, open_weight, weight_rows
 from tucka.backends.torch.functional import mix_cores
 from tucka.backends.torch.modules import ExpertParts
-from tucka.backends.torch.scope import RoutingScope
-from tucka.backends.torch.weights import input_axis, open_weight, weight_rows
+from tucka.backends.torch.routing.scope import RoutingScope
 from tucka.errors import RouteError, TuckaError, expected
 
 __all__ = ["Merging", "check_merge", "unmerge_for_a_new_adapter"]

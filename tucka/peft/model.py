@@ -13,15 +13,15 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from tucka.backends.torch.generation import decoder_path
-from tucka.backends.torch.scope import RouteOptions, RoutingScope
+from tucka.backends.torch.routing.generation import decoder_path
+from tucka.backends.torch.routing.scope import RouteOptions, RoutingScope
 from tucka.errors import CheckpointError, ConfigError, expected
-from tucka.peft.checkpoints import check_heads, checked_tensors
 from tucka.peft.config import TuckAConfig
+from tucka.peft.files.matching import check_heads, checked_tensors
+from tucka.peft.files.rollback import is_misfit, misfit, unchanged_on_error
+from tucka.peft.files.sharded import plain_name
 from tucka.peft.layer import TuckALayer, TuckALinear
 from tucka.peft.merging import check_merge, unmerge_for_a_new_adapter
-from tucka.peft.restoring import is_misfit, misfit, unchanged_on_error
-from tucka.peft.sharded import plain_name
 from tucka.peft.targets import check_adapter_name, check_targets, names
 
 __all__ = ["TuckAModel"]

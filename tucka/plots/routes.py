@@ -12,13 +12,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from tucka.backends import Array, backend_of, host_values
-from tucka.core.checks import check_shapes
-from tucka.core.load import load_entropy
+from tucka.arrays import Array, backend_of, host_values
+from tucka.checks import check_choice, check_shapes
+from tucka.core.balance import load_entropy
 from tucka.core.routing import affinity_logits
 from tucka.errors import ConfigError, ShapeError, expected
 from tucka.plots.style import MARKERS, axes_or_new, colour, ink, is_dark, lightness, muted, open_frame
-from tucka.spec import CENTERED, Affinity, check_choice
+from tucka.spec import CENTERED, Affinity
 
 __all__ = ["expert_load", "group_by_label", "routing_map"]
 

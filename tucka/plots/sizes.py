@@ -8,10 +8,10 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from tucka.checks import check_count
 from tucka.core.counts import count_parameters
 from tucka.errors import ConfigError, expected
 from tucka.plots.style import MARKERS, axes_or_new, colour, is_dark, open_frame, short
-from tucka.spec import check_count
 
 __all__ = ["TradeoffPoint", "parameter_scaling", "tradeoff"]
 

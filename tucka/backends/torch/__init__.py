@@ -3,8 +3,8 @@
 from tucka.backends.torch.functional import mix_cores, tucker_adapt, tucker_adapt_gated
 from tucka.backends.torch.householder import HouseholderAdapter, householder_adapt
 from tucka.backends.torch.modules import TuckerAdapter
-from tucka.backends.torch.routing import Router
-from tucka.backends.torch.scope import RoutingScope, routing_scope
+from tucka.backends.torch.routing.router import Router
+from tucka.backends.torch.routing.scope import RoutingScope, routing_scope
 
 __all__ = [
     "HouseholderAdapter",

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.channels import from_rows, to_rows
+from tucka.backends.torch.base_layers import from_rows, to_rows, width_of
 from tucka.backends.torch.checks import Where, check_activations, check_base_dtype, named
 from tucka.backends.torch.thin import add_product, project, without_autocast
-from tucka.backends.torch.widths import width_of
+from tucka.checks import check_count
 from tucka.errors import ConfigError, ShapeError, TuckaError, expected
-from tucka.spec import check_count
 
 __all__ = ["HouseholderAdapter", "householder_adapt", "unit_columns"]
 

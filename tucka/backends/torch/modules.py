@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.channels import channel_axis, from_rows, to_rows
+from tucka.backends.torch.base_layers import channel_axis, from_rows, open_weight, step_gain, to_rows, width_of
 from tucka.backends.torch.checks import Where, check_base_dtype, named
 from tucka.backends.torch.functional import add_gated_update
-from tucka.backends.torch.weights import open_weight, step_gain
-from tucka.backends.torch.widths import width_of
+from tucka.checks import check_count
 from tucka.errors import ConfigError, RouteError, expected
-from tucka.spec import TuckerSpec, check_count
+from tucka.spec import TuckerSpec
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_input", "width_of"]
 
@@ -40,7 +39,7 @@ class ExpertParts(nn.Module):
         no halves, the cores are zero. With ``factor_norm="frobenius"``, the authors' start, whose update is random.
         False for a random start whose update is visible. The expert factor has orthonormal rows or columns.
     gain : callable, optional
-        Measures how far the layer's outputs move for a step of its input, as `tucka.backends.torch.weights.step_gain`
+        Measures how far the layer's outputs move for a step of its input, as `step_gain`
         does; called only if the start needs it. The cores lead to the zero half in inverse proportion to it, so that
         one learning rate suits layers and models of very different weights. None, or one that returns None, for that
         of a typical layer.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from tucka.checks import check_choice, check_count
 from tucka.core.counts.costs import Amount
-from tucka.core.counts.methods import total_cost
+from tucka.core.counts.table import total_cost
 from tucka.errors import ConfigError, expected
-from tucka.spec import check_choice, check_count
 
 __all__ = ["count_activation_bytes", "count_file_bytes", "count_flops", "count_parameters"]
 

@@ -1,0 +1,1 @@
+"""The routing runtime: which route a layer's input gets."""

@@ -1,0 +1,333 @@
+"""The router: one module that holds the centroids and turns hidden states into gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tucka.backends.torch.thin import without_autocast
+from tucka.checks import check_count
+from tucka.core.centroids import kaiming_centroids
+from tucka.core.routing import affinity_logits, routing_feature
+from tucka.errors import RouteError, ShapeError, expected
+from tucka.spec import TuckerSpec
+
+__all__ = ["Router", "gates_of"]
+
+_HALF = (torch.float16, torch.bfloat16)
+_PIECE = 1024  # tokens that are widened at a time
+
+
+class Router(nn.Module):
+    r"""Route a batch, its samples or its tokens to a group of experts.
+
+    All of its arithmetic runs in float32 at least. A forward changes no parameter and no buffer. With
+    ``spec.balance_rate`` above zero, each group has a bias that counts in the choice alone and that `update_bias`
+    moves against the load: balance without an auxiliary loss [2]_.
+
+    Parameters
+    ----------
+    spec : TuckerSpec
+        Groups, experts, granularity, affinity.
+    in_features : int
+        Width of the hidden states (d).
+    seed : int
+        Of the starting directions; they are replaced by data-aware ones in `initialize`.
+    count_padding : bool
+        Whether masked tokens count in the feature too, as in the authors' code.
+
+    Attributes
+    ----------
+    centroids : Parameter, shape (k, t, d)
+        One vector for each expert; trained.
+    center : buffer, shape (d,)
+        The centre μ that the centred affinities subtract; saved.
+    is_initialized : buffer, bool
+        Whether the centroids came from data; saved, so that loading never initialises again.
+    choice_bias : buffer, shape (k,), or None
+        The bias of each group, float32 at least; saved. None where ``spec.balance_rate`` is zero.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (6), (7), (8).
+    .. [2] arXiv:2408.15664; used by DeepSeek-V3, arXiv:2412.19437, Sec. 2.1.2.
+
+    Examples
+    --------
+    >>> router = Router(TuckerSpec(groups=3, experts_per_group=2), in_features=8)
+    >>> gates = router(torch.randn(4, 5, 8))
+    >>> gates.shape, int((gates.sum(dim=1) > 0).sum())
+    (torch.Size([3, 2]), 1)
+    """
+
+    center: Tensor
+    is_initialized: Tensor
+    choice_bias: Tensor | None
+
+    def __init__(self, spec: TuckerSpec, in_features: int, *, seed: int = 0, count_padding: bool = False) -> None:
+        super().__init__()
+        self.count_padding = count_padding
+        self.spec = spec
+        self.seed = seed
+        self.in_features = check_count("in_features", in_features, where="Router")
+        shape = (spec.groups, spec.experts_per_group, self.in_features)
+        self.centroids = nn.Parameter(
+            torch.from_numpy(kaiming_centroids(shape, seed=seed)).to(torch.get_default_dtype())
+        )
+        self.register_buffer("center", torch.zeros(self.in_features))
+        self.register_buffer("is_initialized", torch.tensor(False))
+        self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
+
+    def extra_repr(self) -> str:
+        """Describe the router in its module's line.
+
+        Returns
+        -------
+        str
+            Sizes, granularity and affinity.
+        """
+        sizes = f"groups={self.spec.groups}, experts_per_group={self.spec.experts_per_group}"
+        return f"{sizes}, in_features={self.in_features}, {self.spec.routing}, {self.spec.affinity}"
+
+    def feature(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Average hidden states to the granularity of this router.
+
+        Parameters
+        ----------
+        hidden : Tensor, shape (B, ..., d)
+            Inputs of the first adapted layer.
+        mask : Tensor, shape (B, ...), optional
+            Non-zero where a token counts.
+
+        Returns
+        -------
+        Tensor, shape (d,), (B, d) or (B, ..., d)
+            In float32 at least; for tokens the hidden states themselves. Zero where there is nothing to average: what
+            a layer computes from no rows is empty, whatever its gates.
+
+        Raises
+        ------
+        RouteError
+            If the hidden states are not `in_features` wide, or on another device.
+        ShapeError
+            If `mask` does not have the shape of `hidden` without its last axis.
+        """
+        self._check(hidden)
+        mask = None if self.count_padding else mask
+        if 0 in hidden.shape:
+            return self._feature_of_nothing(hidden)
+        if hidden.dtype not in _HALF or self.spec.routing == "token":
+            feature: Tensor = routing_feature(hidden, mask=mask, granularity=self.spec.routing)
+            return feature
+        if mask is not None and mask.shape != hidden.shape[:-1]:
+            rule = f"shape {tuple(hidden.shape[:-1])} to match hidden"
+            raise ShapeError(expected("mask", rule, f"shape {tuple(mask.shape)}", where="Router"))
+        samples, present = _sample_means(hidden, mask)
+        return samples if self.spec.routing == "sample" else samples.sum(dim=0) / present.sum().clamp(min=1)
+
+    def _feature_of_nothing(self, hidden: Tensor) -> Tensor:
+        if self.spec.routing == "token":
+            return hidden
+        wide = self._wide(hidden)
+        samples = wide.flatten(1, -2).sum(dim=1) if hidden.ndim > 2 else wide
+        return samples if self.spec.routing == "sample" else samples.sum(dim=0)
+
+    def _check(self, hidden: Tensor) -> None:
+        if hidden.ndim < 2 or hidden.shape[-1] != self.in_features:
+            rule = f"axes (B, ..., d) with d = {self.in_features}, the router's width"
+            cure = "Make the router for the layer that runs first"
+            raise RouteError(expected("hidden", rule, f"shape {tuple(hidden.shape)}", where="Router", cure=cure))
+        if hidden.device != self.centroids.device:
+            rule, cure = f"a tensor on {self.centroids.device}, as the router", "Move one of them with .to(device)"
+            raise RouteError(expected("hidden", rule, f"one on {hidden.device}", where="Router", cure=cure))
+
+    def logits(self, feature: Tensor) -> Tensor:
+        """Compare features with the centroids.
+
+        Parameters
+        ----------
+        feature : Tensor, shape (..., d)
+            From `feature`.
+
+        Returns
+        -------
+        Tensor, shape (..., k, t)
+            Divided by the temperature; in float32 at least.
+        """
+        center = self._wide(self.center) if self.spec.has_center else None
+        dtype = torch.promote_types(feature.dtype, self._wide(self.centroids).dtype)
+        center = center if center is None else center.to(dtype)
+        centroids = self.centroids.to(dtype)
+        kind, temperature = self.spec.affinity, self.spec.temperature
+        logits: Tensor = affinity_logits(
+            feature.to(dtype), centroids, kind=kind, center=center, temperature=temperature
+        )
+        return logits
+
+    def gates(self, logits: Tensor) -> Tensor:
+        """Choose a group for each decision, and gate its experts.
+
+        Parameters
+        ----------
+        logits : Tensor, shape (..., k, t)
+            From `logits`.
+
+        Returns
+        -------
+        Tensor, shape (..., k, t)
+            Zero outside the chosen group.
+        """
+        bias = None if self.choice_bias is None else self.choice_bias.to(logits.dtype)
+        return gates_of(logits, normalize=self.spec.gate_norm, bias=bias)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Turn hidden states into gates.
+
+        Parameters
+        ----------
+        hidden : Tensor, shape (B, ..., d)
+            Inputs of the first adapted layer.
+        mask : Tensor, shape (B, ...), optional
+            Non-zero where a token counts.
+
+        Returns
+        -------
+        Tensor, shape (k, t), (B, k, t) or (B, ..., k, t)
+            Gates for batch, sample or token routing, zero outside the chosen group.
+
+        Raises
+        ------
+        RouteError
+            If the hidden states are not `in_features` wide.
+        """
+        with without_autocast(hidden.device.type):
+            feature = self.feature(hidden, mask)
+            logits = self.logits(feature) if feature.dtype not in _HALF else self._logits_of_tokens(feature)
+            return self.gates(logits)
+
+    def _logits_of_tokens(self, hidden: Tensor) -> Tensor:
+        """Compare tokens in half precision: in float32, but a piece at a time, and computed again for the backward."""
+        if torch.compiler.is_compiling():  # a compiler widens number by number and keeps no copy
+            return self.logits(hidden)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        pieces = [
+            checkpoint(self.logits, piece, use_reentrant=False, preserve_rng_state=False)
+            for piece in rows.split(_PIECE)
+        ]
+        return torch.cat(pieces).reshape(*hidden.shape[:-1], *self.centroids.shape[:2])
+
+    @torch.no_grad()
+    def update_bias(self, load: Tensor) -> None:
+        r"""Move each group's bias against its load: :math:`b_i \leftarrow b_i + \gamma\,\mathrm{sign}(\bar n - n_i)`.
+
+        Call it after each training step; nothing happens where ``spec.balance_rate`` is zero. Nothing is read back to
+        the host.
+
+        Parameters
+        ----------
+        load : Tensor, shape (k,)
+            How often each group was chosen in the step, on all ranks.
+
+        Raises
+        ------
+        ShapeError
+            If there is not one number for each group.
+
+        Examples
+        --------
+        >>> router = Router(TuckerSpec(groups=2, balance_rate=0.5), in_features=4)
+        >>> router.update_bias(torch.tensor([9, 1]))
+        >>> router.choice_bias
+        tensor([-0.5000,  0.5000])
+        """
+        if tuple(load.shape) != (self.spec.groups,):
+            rule = f"axes (k) with k = {self.spec.groups}"
+            raise ShapeError(expected("load", rule, f"shape {tuple(load.shape)}", where="Router.update_bias"))
+        if self.choice_bias is not None:
+            counts = load.to(self.choice_bias.device, torch.float32)
+            step = torch.sign(counts.mean() - counts)
+            self.choice_bias += self.spec.balance_rate * step.to(self.choice_bias.dtype)
+
+    @torch.no_grad()
+    def initialize(self, centroids: Tensor, center: Tensor | None = None) -> None:
+        """Take data-aware centroids over and remember that it was done; a bias on the choice starts from zero again.
+
+        Parameters
+        ----------
+        centroids : Tensor, shape (k, t, d)
+            For instance from `tucka.balanced_centroids`.
+        center : Tensor, shape (d,), optional
+            The centre of the features; zero if None.
+        """
+        if self.choice_bias is not None:
+            self.choice_bias.zero_()
+        self.centroids.copy_(centroids)
+        self.center.copy_(torch.zeros_like(self.center) if center is None else center)
+        self.is_initialized.fill_(True)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Convert as torch does, but leave the bias wide: in half precision it would soon be too coarse to be moved."""
+        before = self.choice_bias
+        super()._apply(fn, recurse)
+        after = self.choice_bias
+        if before is not None and after is not None and after.dtype in _HALF:
+            self.choice_bias = self._wide(after if before.is_meta or after.is_meta else before.to(after.device))
+        return self
+
+    @staticmethod
+    def _wide(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def _sample_means(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Average (B, ..., d) in half precision over unmasked tokens with float32 sums; also say which samples have any."""
+    tokens = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
+    if mask is None:
+        present = torch.ones(hidden.shape[0], device=hidden.device)
+        return tokens.mean(dim=1, dtype=torch.float32), present
+    kept = mask.reshape(mask.shape[0], -1) != 0
+    # where and not a product: whatever padding holds (NaN included), it must not reach the mean.
+    tokens = torch.where(kept[..., None], tokens, torch.zeros_like(tokens[:1, :1]))
+    counts = kept.sum(dim=1)
+    means = tokens.sum(dim=1, dtype=torch.float32) / counts.clamp(min=1)[:, None]
+    return means, (counts != 0).float()
+
+
+def gates_of(logits: Tensor, *, normalize: bool, bias: Tensor | None = None) -> Tensor:
+    """Choose a group and gate its experts as `tucka.select_gates` does, with a third of its operators.
+
+    Parameters
+    ----------
+    logits : Tensor, shape (..., k, t)
+        In float32 at least.
+    normalize : bool
+        Whether the gates of the chosen group sum to one.
+    bias : Tensor, shape (k,), optional
+        Added to the logits of each group for the choice alone.
+
+    Returns
+    -------
+    Tensor, shape (..., k, t)
+        Zero outside the chosen group.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (6), (7), (8).
+
+    Examples
+    --------
+    >>> gates_of(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), normalize=True)
+    tensor([[0.0000, 0.0000],
+            [0.5000, 0.5000]])
+    """
+    groups, experts = logits.shape[-2:]
+    compared = logits.detach() if bias is None else logits.detach() + bias[:, None]
+    chosen = compared.flatten(-2).argmax(dim=-1, keepdim=True) // experts
+    others = (torch.arange(groups, device=logits.device) != chosen)[..., None]
+    # Before the scores: what the other groups hold must not reach the gradient, where an infinity would become NaN.
+    kept = logits.masked_fill(others, 0.0)
+    scores = nn.functional.logsigmoid(kept).softmax(dim=-1) if normalize else kept.sigmoid()
+    return scores.masked_fill(others, 0.0)

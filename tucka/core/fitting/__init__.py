@@ -1,0 +1,1 @@
+"""Tucker experts nearest to given matrices."""

@@ -1,0 +1,1 @@
+"""Start, watch and fix the routes of a model."""

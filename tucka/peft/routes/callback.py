@@ -1,0 +1,251 @@
+"""The Trainer's callback: starts the router from training data, watches it, and balances it where asked to."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback
+
+from tucka.backends.torch.routing.router import Router
+from tucka.backends.torch.routing.scope import RoutingScope, scope_of
+from tucka.checks import check_count
+from tucka.core.balance import CollapseAlarm, load_entropy
+from tucka.peft.adapters import layers_of
+from tucka.peft.routes.start import balance_router, initialize_router
+
+__all__ = ["RouterCallback"]
+
+# At the end of a training there may be fewer steps than a window; below so many routings a group, chance decides.
+_LEAST_ROUTINGS = 16
+
+
+class RouterCallback(TrainerCallback):
+    r"""Initialise routers from data at the start of training, log how they do, and warn if one collapses.
+
+    At each log of training, for each routed adapter, of the training steps since the log before:
+
+    - ``tucka/load_entropy``: 1 if the groups were chosen equally often, 0 if one took everything;
+    - ``tucka/share_i``: the share of group i;
+    - ``tucka/gate_entropy``: 1 if the experts of a chosen group had equal gates, 0 if one had all; not with t = 1;
+    - ``tucka/centroid_drift``: :math:`\lVert E - E_0 \rVert / \lVert E_0 \rVert`, how far the centroids have moved
+      since training began.
+
+    With several adapters the adapter's name stands before the metric's. They are in the Trainer's
+    ``state.log_history``, and in the logs that callbacks see which come later. Reporters (TensorBoard and others) come
+    before the callbacks that users pass, so put this one before them with `install`. With ``balance_rate`` in the
+    configuration it moves the bias on the choice after each step. It warns once for each adapter when a few groups
+    take almost all routings. Numbers are read from the device for logs and once in a window.
+
+    Parameters
+    ----------
+    max_batches : int
+        How many training batches to look at for the initialisation; 0 leaves it out.
+    scale : float, optional
+        As in `initialize_router`: the paper's a, where the router is started by Eq. (10).
+    progress : bool
+        Whether to show a progress bar meanwhile.
+    collapse_window : int
+        Steps that are looked at together for a collapse.
+    collapse_below : float
+        The load entropy under which it warns; above 0.
+
+    Examples
+    --------
+    >>> callback = RouterCallback(max_batches=8)
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batches: int = 32,
+        scale: float | None = None,
+        progress: bool = True,
+        collapse_window: int = 32,
+        collapse_below: float = 0.5,
+    ) -> None:
+        self.max_batches = check_count("max_batches", max_batches, least=0, where="RouterCallback")
+        self.scale = scale
+        self.progress = progress
+        self.collapse_window = collapse_window
+        self.collapse_below = collapse_below
+        CollapseAlarm("RouterCallback", window=collapse_window, below=collapse_below)  # for its rules
+        self._watches: dict[str, _Watch] = {}
+
+    def install(self, trainer: Any) -> None:
+        """Put this callback before all others of a trainer, so that its reporters get the metrics too.
+
+        Parameters
+        ----------
+        trainer : Trainer
+            May have this callback already.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if self in callbacks:
+            callbacks.remove(self)
+        callbacks.insert(0, self)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Initialise each active router that no data has initialised yet.
+
+        Parameters
+        ----------
+        args, state, control : object
+            The Trainer's.
+        **kwargs : object
+            Has ``model`` and ``train_dataloader``.
+        """
+        model, loader = kwargs["model"], kwargs.get("train_dataloader")
+        # Accelerate's loaders keep books about being iterated; the one inside is torch's.
+        loader = getattr(loader, "base_dataloader", loader)
+        scope = scope_of(model)
+        active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
+        for name in scope.owners:
+            router = scope.router(name)
+            waits = router is not None and name not in scope.pinned and not bool(router.is_initialized)
+            if waits and name in active and loader is not None and self.max_batches:
+                initialize_router(
+                    model,
+                    loader,
+                    adapter_name=name,
+                    max_batches=self.max_batches,
+                    scale=self.scale,
+                    progress=self.progress,
+                )
+        self._watches = {}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember the counts, so that what is counted is training alone and no evaluation.
+
+        Parameters
+        ----------
+        args, state, control : object
+            The Trainer's.
+        **kwargs : object
+            Has ``model``.
+        """
+        scope = scope_of(kwargs["model"])
+        for name, router in _routed(scope):
+            if name not in self._watches:
+                alarm = CollapseAlarm(f"router of {name!r}", window=self.collapse_window, below=self.collapse_below)
+                self._watches[name] = _Watch(router, alarm)
+            self._watches[name].begin(scope.load[name])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the step's load in, move the bias against it, and warn if the router has collapsed.
+
+        Parameters
+        ----------
+        args, state, control : object
+            The Trainer's.
+        **kwargs : object
+            Has ``model``.
+        """
+        model = kwargs["model"]
+        scope = scope_of(model)
+        for name, router in _routed(scope):
+            watch = self._watches.get(name)
+            if watch is None:
+                continue
+            load = watch.end(scope.load[name], scope.last.get(name))
+            if router.choice_bias is not None:
+                balance_router(model, load, adapter_name=name)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the steps that did not fill a window.
+
+        Parameters
+        ----------
+        args, state, control : object
+            The Trainer's.
+        **kwargs : object
+            Unused.
+        """
+        for watch in self._watches.values():
+            watch.alarm.check(least=_LEAST_ROUTINGS)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Add what happened since the last log to this one.
+
+        Parameters
+        ----------
+        args, state, control : object
+            The Trainer's.
+        logs : dict, optional
+            What is logged; entries are added.
+        **kwargs : object
+            Has ``model``.
+        """
+        if any(key.startswith("eval_") for key in logs or ()):
+            return
+        scope = scope_of(kwargs["model"])
+        metrics: dict[str, float] = {}
+        for name, router in _routed(scope):
+            if name in self._watches:
+                prefix = "tucka/" if len(scope.owners) == 1 else f"tucka/{name}/"
+                found = self._watches[name].report(router)
+                metrics.update({f"{prefix}{key}": value for key, value in found.items()})
+        for entries in (logs, state.log_history[-1] if state.log_history else None):
+            if entries is not None:
+                entries.update(metrics)
+
+
+def _routed(scope: RoutingScope) -> list[tuple[str, Router]]:
+    routers = {name: scope.router(name) for name in scope.owners if name not in scope.pinned}
+    return [(name, router) for name, router in routers.items() if router is not None]
+
+
+class _Watch:
+    """What is kept of one router between two logs: small tensors on its device, which nothing reads meanwhile."""
+
+    def __init__(self, router: Router, alarm: CollapseAlarm) -> None:
+        self.alarm = alarm
+        self._start = _whole(router.centroids)
+        self._before: Tensor | None = None
+        self._load: Tensor | None = None
+        self._entropies: list[Tensor] = []
+
+    def begin(self, total: Tensor) -> None:
+        self._before = total.clone()
+
+    def end(self, total: Tensor, gates: Tensor | None) -> Tensor:
+        """Return the load of the step."""
+        before = torch.zeros_like(total) if self._before is None else self._before.to(total.device)
+        # Where somebody has reset the counts meanwhile, they are what is left of the step.
+        load = torch.where((total < before).any(), total, total - before)
+        self._load = load if self._load is None else self._load.to(load.device) + load
+        if gates is not None and gates.shape[-1] > 1:
+            self._entropies.append(_gate_entropy(gates))
+        self.alarm.add(load)
+        return load
+
+    def report(self, router: Router) -> dict[str, float]:
+        """Return the metrics of the steps since the last report; none if there was no routing."""
+        load, entropies = self._load, self._entropies
+        self._load, self._entropies = None, []
+        if load is None or int(load.sum()) == 0:
+            return {}
+        metrics = {"load_entropy": load_entropy(load)}
+        metrics |= {f"share_{group}": share for group, share in enumerate((load / load.sum()).tolist())}
+        if entropies:
+            metrics["gate_entropy"] = float(torch.stack(entropies).mean())
+        start = self._start.to(router.centroids.device)
+        metrics["centroid_drift"] = float((_whole(router.centroids) - start).norm() / start.norm().clamp(min=1e-12))
+        return metrics
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """Copy a parameter, which FSDP may have cut into shards."""
+    gather = getattr(parameter, "full_tensor", None)
+    whole = parameter if gather is None else cast(Tensor, gather())
+    return whole.detach().float().clone()
+
+
+def _gate_entropy(gates: Tensor) -> Tensor:
+    """Average, over the decisions, the entropy of the chosen group's gates divided by log t."""
+    chosen = gates.detach().float().sum(dim=-2)
+    shares = chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=1e-30)
+    entropies: Tensor = torch.special.entr(shares).sum(dim=-1)
+    return entropies.mean() / math.log(gates.shape[-1])

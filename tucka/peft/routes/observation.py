@@ -1,0 +1,178 @@
+"""Running a model over batches to look at its routes, so that nobody can tell afterwards."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from tucka.backends.torch.routing.ranks import gather_rows
+from tucka.backends.torch.routing.scope import scope_of
+from tucka.errors import ConfigError, expected
+from tucka.peft.adapters import layers_of
+
+__all__ = ["RowSample", "Watch", "observe"]
+
+Watch = Callable[[Tensor, Tensor | None, Tensor], None]
+
+
+class RowSample:
+    """A uniform sample of the rows of a stream, without replacement, in bounded memory; all of them while they fit.
+
+    Parameters
+    ----------
+    limit : int
+        How many rows are kept at most.
+    width : int
+        Of the rows.
+    seed : int
+        The same stream gives the same sample.
+
+    Examples
+    --------
+    >>> sample = RowSample(2, 3, seed=0)
+    >>> sample.add(torch.ones(5, 3))
+    >>> sample.gather().shape
+    torch.Size([2, 3])
+    """
+
+    def __init__(self, limit: int, width: int, *, seed: int) -> None:
+        self._limit = limit
+        self._draws = torch.Generator().manual_seed(seed)
+        # The last column is a random number for each row; those with the smallest are the sample.
+        self._kept = torch.zeros(0, width + 1)
+
+    def add(self, rows: Tensor) -> None:
+        """Look at more rows.
+
+        Parameters
+        ----------
+        rows : Tensor, shape (n, d)
+            On any device.
+        """
+        numbers = torch.rand(len(rows), 1, generator=self._draws)
+        self._kept = self._smallest(torch.cat([self._kept, torch.cat([rows.float().cpu(), numbers], dim=1)]))
+
+    def gather(self) -> Tensor:
+        """Return the sample of the streams of all ranks together.
+
+        Returns
+        -------
+        Tensor, shape (n, d)
+            In float32, on the CPU.
+        """
+        return self._smallest(gather_rows(self._kept))[:, :-1]
+
+    def _smallest(self, rows: Tensor) -> Tensor:
+        if len(rows) <= self._limit:
+            return rows
+        return rows[rows[:, -1].topk(self._limit, largest=False).indices.sort().values]
+
+
+@torch.no_grad()
+def observe(
+    model: nn.Module,
+    adapter: str,
+    batches: Iterable[Any],
+    watch: Watch,
+    *,
+    title: str,
+    limit: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Run a model in evaluation mode and call a function with each new route of an adapter.
+
+    The modes of all modules, random numbers (a data loader's included) and the counts of `expert_load` are as before.
+
+    Parameters
+    ----------
+    model : Module
+        A model with TuckA adapters.
+    adapter : str
+        Name of an active one.
+    batches : iterable of mapping or Tensor
+        Keyword arguments of the model's forward, or its only argument.
+    watch : callable
+        Gets input, token mask and gates.
+    title : str
+        Of the progress bar.
+    limit : int, optional
+        How many batches to take; all if None.
+    progress : bool
+        Whether to show one.
+
+    Raises
+    ------
+    ConfigError
+        If the adapter is not active, or a batch is neither a mapping nor a tensor.
+    """
+    layers = [layer for _, layer in layers_of(model) if adapter in layer.tucka_experts]
+    if not any(adapter in layer.active_adapters and not layer.disable_adapters for layer in layers):
+        raise ConfigError(expected("adapter_name", "an active adapter", repr(adapter), cure="Call set_adapter first"))
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module  # ranks may look at different numbers of batches
+    scope = scope_of(model)
+    device = next(model.parameters()).device
+    load = scope.load[adapter].clone()
+    with ExitStack() as stack:
+        stack.enter_context(_untouched_randomness(batches))
+        stack.enter_context(_evaluating(model))
+        scope.observers[adapter] = watch
+        stack.callback(scope.observers.pop, adapter, None)
+        for batch in tqdm(itertools.islice(batches, limit), desc=title, disable=not progress, leave=False):
+            _run(model, batch, device)
+    scope.load[adapter] = load
+
+
+def _run(model: nn.Module, batch: Any, device: torch.device) -> None:
+    if isinstance(batch, Tensor):
+        model(batch.to(device))
+    elif isinstance(batch, Mapping):
+        model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
+    else:
+        rule = "mappings of the model's keyword arguments, or tensors"
+        raise ConfigError(expected("batches", rule, type(batch).__name__))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation, and each module back to the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _untouched_randomness(batches: Any) -> Iterator[None]:
+    """Put all random states back, so that looking at data does not change the training that follows."""
+    python, numpy = random.getstate(), np.random.get_state()
+    own = {id(generator): generator for generator in _generators(batches)}
+    states = {key: generator.get_state() for key, generator in own.items()}
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for key, generator in own.items():
+                generator.set_state(states[key])
+
+
+def _generators(batches: Any) -> Iterator[torch.Generator]:
+    """Find the generators of a data loader and its samplers."""
+    samplers = (getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
+    for part in (batches, *samplers, getattr(samplers[1], "sampler", None)):
+        generator = getattr(part, "generator", None)
+        if isinstance(generator, torch.Generator):
+            yield generator
