@@ -27,10 +27,10 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 install: $(STAMP)  ## create .venv with all that demo, test, lint and docs need
-	$(BIN)/tucka demo --fetch-only
+	$(BIN)/python -m examples.demo --fetch-only
 
 demo: $(STAMP)  ## fine-tune a real encoder on real text; results in demo/
-	$(BIN)/tucka demo
+	$(BIN)/python -m examples.demo
 
 test: $(STAMP)  ## the test suite, doctests and documents included
 	$(BIN)/python -m pytest $(PARALLEL)
@@ -43,13 +43,13 @@ test-quantised:  ## the tests of 4- and 8-bit base layers on bitsandbytes and to
 	$(PYTHON) -m venv $(VENV)-quantised
 	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt --editable '.[quantised,jax]' pytest hypothesis
-	$(VENV)-quantised/bin/python -m pytest tests/peft_method/test_quantized.py tests/torch_layers/test_base_layers.py
+	$(VENV)-quantised/bin/python -m pytest tests/peft/test_quantized.py tests/backends/torch/test_modules.py
 
-lint: $(STAMP)  ## ruff, mypy, numpydoc, spelling
+lint: $(STAMP)  ## ruff, mypy, docstrings, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m numpydoc.hooks.validate_docstrings $$(git ls-files 'tucka/*.py')
+	$(BIN)/python docs/check_docstrings.py
 	$(BIN)/codespell $$(git ls-files)
 
 format: $(STAMP)  ## let ruff put the code in order

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.adapted_models import METHODS, Encoder, Stack, built, formula_of, widths_of
 from benchmarks.measures import RUNS, counts, operators, summary, times_in_turns, training_step
-from benchmarks.methods import METHODS, Encoder, Stack, built, formula_of, widths_of
 from benchmarks.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 
 def operators_of(method: str, options: argparse.Namespace) -> dict[str, int]:
-    """Count the operators of a training step: those of one more block, and those of the rest. Sizes do not matter."""
+    """Count the operators of a training step: those of each block, and the others. They do not depend on sizes."""
     x = torch.randn(2, 8, 64, requires_grad=True)
     found = []
     for depth in (1, 2):
@@ -90,7 +90,7 @@ def main() -> None:
     layers = len(widths_of(MODELS[options.model](64, options.depth)))
     about = {
         **provenance(("torch", "peft", "transformers", "tucka", "numpy")),
-        "load_average": os.getloadavg()[0],  # of the minute before
+        "load_average": os.getloadavg()[0],  # the mean of the last minute
         "options": {name: value for name, value in vars(options).items() if name != "output"},
     }
     report = {**about, "adapted_layers": layers, "methods": measure(options)}

@@ -1,4 +1,4 @@
-"""What is measured of one model: times in turns with others, and counts that are the same in every run."""
+"""What is measured of a model: times, in turns with other models, and counts that are the same in every run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def training_step(model: nn.Module, x: Tensor) -> None:
-    """Run a forward and a backward that reaches the input too, as below other layers."""
+    """Run a forward and a backward; the input gets a gradient too, as it would from layers below."""
     model(x).float().square().mean().backward()
     x.grad = None
     for parameter in model.parameters():
@@ -50,10 +50,8 @@ def _timed(model: nn.Module, x: Tensor, kind: str) -> tuple[float, float]:
 def times_in_turns(
     models: Mapping[str, nn.Module], x: Tensor, kind: str, rounds: int, budget: float
 ) -> dict[str, Times]:
-    """Time all models once in every round, in an order of its own, so that no model always runs after the same one.
-
-    A model that has used up its `budget` of seconds sits the later rounds out, but takes part in three at least.
-    """
+    """Time all models once in every round; a model that used up its seconds takes part in three rounds only."""
+    # Each round has an order of its own, so that no model always runs after the same one.
     names = list(models)
     spent = dict.fromkeys(names, 0.0)
     for name in names:
@@ -89,7 +87,7 @@ class _Kept:
 
 
 def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Count bytes and storages that a forward keeps, parameters and buffers apart."""
+    """Count bytes and storages that a forward keeps for the backward, without parameters and buffers."""
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Kept:
@@ -107,7 +105,7 @@ def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
 
 
 def multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Count those of the matrix products in a forward and in its backward."""
+    """Count the multiply-adds of the matrix products in a forward and in its backward."""
     with FlopCounterMode(display=False) as counter:
         result = model(x)
         forward = int(counter.get_total_flops()) // 2
@@ -128,7 +126,7 @@ _VIEWS = frozenset([
 
 
 def operators(model: nn.Module, x: Tensor) -> int:
-    """Count the operators of a training step that compute or copy: those that call no other, views left out."""
+    """Count the operators of a training step that compute or copy and call no other operator; views do not count."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         training_step(model, x)
     named = [(event.name.removeprefix("aten::"), event) for event in profiler.events() if "aten::" in event.name]

@@ -1,4 +1,4 @@
-"""What numbers were made with and on, as every result file says it."""
+"""With which code, versions and device numbers were made; every result file has it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 @lru_cache
 def commit() -> str | None:
-    """Name the commit that the code is at, and whether it has changes; None outside a repository."""
+    """Return the commit of the code, marked if there are changes since; None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 

@@ -1,4 +1,4 @@
-"""Make the table and the figure of the adapters' benchmark from its result files, and only from them.
+"""Make the table and the figure of the adapters' benchmark from its result files alone.
 
 python -m benchmarks.report benchmarks/results/stack-cpu-float32.json
 """
@@ -73,7 +73,7 @@ def table(report: dict[str, Any], clock: str) -> str:
 
 
 def caption(report: dict[str, Any], clock: str) -> str:
-    """Say in one line what was measured, where and with what."""
+    """Say in one line what was measured, on which device and with which versions."""
     options, versions = report["options"], report["versions"]
     shape = f"{options['samples']}×{options['tokens']} tokens, d = {options['width']}, rank {options['rank']}"
     libraries = f"torch {versions['torch']}, peft {versions['peft']}"

@@ -1,4 +1,4 @@
-"""Check a built site: every link and picture inside it leads somewhere, and no page needs a network to be read.
+"""Check a built site: every link and picture inside it has a target, and a reader needs no network.
 
 Run: python docs/check_links.py docs/_build/html
 """

@@ -1,4 +1,4 @@
-"""Sphinx configuration: built with ``-W -n``, so a broken reference is an error."""
+"""Sphinx configuration. The site is built with ``-W -n``, so a broken reference is an error."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "extensions")]
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Progress bars would end up in the tutorials' output.
+# Without this, the tutorials' output would contain progress bars.
 os.environ["TQDM_DISABLE"] = "1"
 
 from numpydoc.xref import DEFAULT_LINKS  # noqa: E402
@@ -41,8 +41,8 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 autosummary_generate = False  # numpydoc loads autosummary; the reference is ordered by hand
 
-# What the pages and docstrings name of other packages is listed in small text inventories, so that links are the same
-# everywhere and a build needs no network. A name that is not listed fails the build: add a line.
+# Small text inventories list the names of other packages that pages and docstrings mention. Links are then the same
+# everywhere, and a build needs no network. A name that no inventory lists fails the build: add a line for it.
 intersphinx_mapping = {
     name: (site, f"inventories/{name}.txt")
     for name, site in {
@@ -54,7 +54,7 @@ intersphinx_mapping = {
         "transformers": "https://huggingface.co/docs/transformers/main/en",
     }.items()
 }
-# Types in docstrings link too where they are one of these.
+# The types in docstrings that become links.
 numpydoc_xref_param_type = True
 numpydoc_xref_ignore = "all"
 numpydoc_xref_aliases = {

@@ -1,30 +1,34 @@
-"""Tucker-structured expert adapters: the tensor algebra, on NumPy, PyTorch and JAX arrays.
-
-Importing this package imports neither torch nor jax nor peft. The torch layers are in `tucka.backends.torch`, the PEFT
-method is in `tucka.peft`.
-"""
+"""Tucker-structured expert adapters: the tensor algebra, on NumPy, PyTorch and JAX arrays."""
 
 from tucka import backends as backends
 from tucka._version import __version__
-from tucka.core.balance import CollapseAlarm, load_entropy
+from tucka.core.balance import load_entropy
 from tucka.core.centroids import balanced_centroids, data_aware_centroids, kaiming_centroids
-from tucka.core.counts import count_activation_bytes, count_file_bytes, count_flops, count_parameters
-from tucka.core.counts.paper_tables import PaperCell, paper_counts
+from tucka.core.counts import (
+    MethodCounts,
+    compare_methods,
+    count_activation_bytes,
+    count_file_bytes,
+    count_flops,
+    count_parameters,
+)
 from tucka.core.experts import TuckerExperts
 from tucka.core.fitting.decomposition import FittedExperts, compress, fit_experts
 from tucka.core.householder import householder_experts, householder_gamma, householder_product
 from tucka.core.modes import mode_product, multi_mode_product
 from tucka.core.routing import affinity_logits, routing_feature, select_gates
-from tucka.errors import CheckpointError, ConfigError, RouteError, ShapeError, TuckaError
-from tucka.spec import TuckerSpec
+from tucka.errors import ArrayError, CheckpointError, ConfigError, RouteError, ShapeError, TuckaError
+from tucka.spec import Affinity, Routing, TuckerSpec
 
 __all__ = [
+    "Affinity",
+    "ArrayError",
     "CheckpointError",
-    "CollapseAlarm",
     "ConfigError",
     "FittedExperts",
-    "PaperCell",
+    "MethodCounts",
     "RouteError",
+    "Routing",
     "ShapeError",
     "TuckaError",
     "TuckerExperts",
@@ -32,6 +36,7 @@ __all__ = [
     "__version__",
     "affinity_logits",
     "balanced_centroids",
+    "compare_methods",
     "compress",
     "count_activation_bytes",
     "count_file_bytes",
@@ -46,7 +51,6 @@ __all__ = [
     "load_entropy",
     "mode_product",
     "multi_mode_product",
-    "paper_counts",
     "routing_feature",
     "select_gates",
 ]

@@ -1,13 +1,19 @@
-"""The rules that arrays must obey, one helper a rule; all run before any tensor work."""
+"""The rules that arguments must obey, one function a rule; all run before any tensor work."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, TypeAlias
+import difflib
+import functools
+import inspect
+import numbers
+import sys
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, TypeAlias, TypeVar
 
-from tucka.errors import ConfigError, ShapeError, expected
+from tucka.errors import ArrayError, ConfigError, KeywordError, ShapeError, expected
 
 Array: TypeAlias = Any
+Class = TypeVar("Class", bound=type)
 
 __all__ = [
     "check_axes",
@@ -15,12 +21,15 @@ __all__ = [
     "check_count",
     "check_finite",
     "check_floating",
+    "check_keywords",
+    "check_least",
     "check_mode",
     "check_numeric",
     "check_positive",
     "check_same_dtype",
     "check_shapes",
     "check_size",
+    "refuse_unknown_keywords",
 ]
 
 _FLOATING = {"bfloat16", "float16", "float32", "float64", "float96", "float128"}
@@ -33,38 +42,12 @@ def _dtype_name(array: Array) -> str:
     return str(getattr(array.dtype, "name", array.dtype)).rpartition(".")[2]
 
 
-def _shape(array: Array) -> tuple[int, ...]:
-    return tuple(array.shape)
-
-
 def check_axes(name: str, array: Array, axes: str, *, where: str) -> None:
-    """Raise unless `array` has the axes that `axes` lists, each with at least one entry.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    array : array
-        The array given.
-    axes : str
-        Axis names separated by blanks; a leading ``...`` stands for any number of axes, of any size.
-    where : str
-        The caller, for the message.
-
-    Raises
-    ------
-    ShapeError
-        If the number of axes is wrong or a named axis is empty.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_axes("basis", np.zeros((4, 2)), "d r", where="example")
-    """
+    """Raise unless `array` has the axes in `axes` ("... d r"), each with at least one entry, except those in "..."."""
     names = axes.split()
     open_ended = names[0] == "..."
     named = names[1:] if open_ended else names
-    shape = _shape(array)
+    shape = tuple(array.shape)
     if len(shape) < len(named) or (not open_ended and len(shape) != len(named)):
         raise ShapeError(expected(name, f"axes ({', '.join(names)})", f"shape {shape}", where=where))
     sizes = shape[len(shape) - len(named) :]
@@ -74,34 +57,8 @@ def check_axes(name: str, array: Array, axes: str, *, where: str) -> None:
 
 
 def check_size(name: str, array: Array, axis: int, size: int, *, matches: str, where: str) -> None:
-    """Raise unless `array` has `size` entries along `axis`.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    array : array
-        The array given.
-    axis : int
-        The axis looked at.
-    size : int
-        What it should be.
-    matches : str
-        What the size comes from, such as ``"mode 1 of tensor"``.
-    where : str
-        The caller, for the message.
-
-    Raises
-    ------
-    ShapeError
-        If the size differs.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_size("basis", np.zeros((4, 2)), 0, 4, matches="x", where="example")
-    """
-    shape = _shape(array)
+    """Raise unless `array` has `size` entries along `axis`; `matches` says what the size comes from."""
+    shape = tuple(array.shape)
     if shape[axis] != size:
         position = axis % len(shape)
         rule = f"size {size} along axis {position} to match {matches}"
@@ -109,25 +66,7 @@ def check_size(name: str, array: Array, axis: int, size: int, *, matches: str, w
 
 
 def check_shapes(*, where: str, **described: tuple[Array, str]) -> None:
-    """Raise unless each array has the axes described, and axes of one name have one size in all arrays.
-
-    Parameters
-    ----------
-    where : str
-        The caller, for the message.
-    **described : (array, str)
-        Each array, by argument name, with its axes as in `check_axes`. The first array that has an axis sets its size.
-
-    Raises
-    ------
-    ShapeError
-        If an array has another number of axes, an empty axis, or one of a size that differs.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_shapes(x=(np.zeros((9, 4)), "... d"), basis=(np.zeros((4, 2)), "d r"), where="example")
-    """
+    """Raise unless each array has its axes, and axes of one name have the size that the first array with them has."""
     sizes: dict[str, tuple[int, str]] = {}
     for name, (array, axes) in described.items():
         check_axes(name, array, axes, where=where)
@@ -138,34 +77,7 @@ def check_shapes(*, where: str, **described: tuple[Array, str]) -> None:
 
 
 def check_mode(name: str, mode: object, ndim: int, *, where: str) -> int:
-    """Return `mode` counted from 0, or raise if there is no such mode.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    mode : int
-        Counted from 0; negative values count from the end.
-    ndim : int
-        The number of modes.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    int
-        A number from 0 to ``ndim - 1``.
-
-    Raises
-    ------
-    ConfigError
-        If `mode` is not such a number.
-
-    Examples
-    --------
-    >>> check_mode("mode", -1, 3, where="example")
-    2
-    """
+    """Return `mode` counted from 0; negative values count from the end."""
     whole = hasattr(mode, "__index__") and not isinstance(mode, bool)
     if not whole or not -ndim <= int(mode) < ndim:  # type: ignore[call-overload]
         raise ConfigError(expected(name, f"a whole number from {-ndim} to {ndim - 1}", repr(mode), where=where))
@@ -173,207 +85,100 @@ def check_mode(name: str, mode: object, ndim: int, *, where: str) -> int:
 
 
 def check_floating(*, where: str, **arrays: Array) -> None:
-    """Raise unless every array holds real floating-point numbers, all of one dtype.
-
-    Parameters
-    ----------
-    where : str
-        The caller, for the message.
-    **arrays : array
-        The arrays, by argument name.
-
-    Raises
-    ------
-    TypeError
-        If one is of another kind, or if two dtypes differ.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_floating(where="example", x=np.zeros(2), y=np.ones(2))
-    """
-    for name, array in arrays.items():
-        if _dtype_name(array) not in _FLOATING:
-            raise TypeError(expected(name, "a real floating-point array", f"dtype {array.dtype}", where=where))
-    check_same_dtype(where=where, **arrays)
+    """Raise unless all arrays hold real floating-point numbers of one dtype."""
+    _check_kind(_FLOATING, "a real floating-point array", where, arrays)
 
 
 def check_numeric(*, where: str, **arrays: Array) -> None:
-    """Raise unless every array holds numbers, all of one dtype.
+    """Raise unless all arrays hold numbers of one dtype."""
+    _check_kind(_NUMERIC, "an array of numbers", where, arrays)
 
-    Parameters
-    ----------
-    where : str
-        The caller, for the message.
-    **arrays : array
-        The arrays, by argument name.
 
-    Raises
-    ------
-    TypeError
-        If one holds no numbers, or if two dtypes differ.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_numeric(where="example", x=np.zeros(2), y=np.ones(2))
-    """
+def _check_kind(dtypes: set[str], rule: str, where: str, arrays: dict[str, Array]) -> None:
     for name, array in arrays.items():
-        if _dtype_name(array) not in _NUMERIC:
-            raise TypeError(expected(name, "an array of numbers", f"dtype {array.dtype}", where=where))
+        if _dtype_name(array) not in dtypes:
+            raise ArrayError(expected(name, rule, f"dtype {array.dtype}", where=where))
     check_same_dtype(where=where, **arrays)
 
 
 def check_same_dtype(*, where: str, **arrays: Array) -> None:
-    """Raise unless all arrays have the dtype of the first.
-
-    Parameters
-    ----------
-    where : str
-        The caller, for the message.
-    **arrays : array
-        The arrays, by argument name.
-
-    Raises
-    ------
-    TypeError
-        If a dtype differs.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> check_same_dtype(where="example", x=np.zeros(2), y=np.ones(2))
-    """
+    """Raise unless all arrays have the dtype of the first."""
     (first_name, first), *others = arrays.items()
     for name, array in others:
         if array.dtype != first.dtype:
             rule = f"dtype {first.dtype} to match {first_name}"
-            raise TypeError(expected(name, rule, f"dtype {array.dtype}", where=where))
+            raise ArrayError(expected(name, rule, f"dtype {array.dtype}", where=where))
 
 
 def check_count(name: str, value: Any, *, least: int = 1, where: str = "") -> int:
-    """Return `value` as an int, or say why it is not a whole number of at least `least`.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    least : int
-        The smallest value allowed.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    int
-        The value.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is not an integer (booleans are refused) or is too small.
-
-    Examples
-    --------
-    >>> check_count("rank", 8)
-    8
-    """
-    whole = not isinstance(value, bool) and hasattr(value, "__index__")
+    """Return a whole number of at least `least`, Python's or NumPy's, as a plain int."""
+    whole = hasattr(value, "__index__") and not isinstance(value, bool)
     if not whole or int(value) < least:
         raise ConfigError(expected(name, f"a whole number of at least {least}", repr(value), where=where))
     return int(value)
 
 
 def check_finite(name: str, value: Any, *, where: str = "") -> float:
-    """Return `value` as a float, or say why it is not a finite real number.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    float
-        The value.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is not a finite real number.
-
-    Examples
-    --------
-    >>> check_finite("alpha", 2)
-    2.0
-    """
+    """Return a finite real number, Python's or NumPy's, as a plain float."""
+    if not isinstance(value, (int, float)) and isinstance(value, numbers.Real):
+        value = float(value)  # NumPy's number
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real or not abs(value) < math.inf:  # a compiler can trace this, and not math.isfinite
+    if not real or not abs(value) <= sys.float_info.max:  # a compiler can trace this, and not math.isfinite
         raise ConfigError(expected(name, "a finite number", repr(value), where=where))
     return float(value)
 
 
+def check_least(name: str, value: Any, least: float, *, where: str = "") -> float:
+    """Return a finite number of at least `least` as a plain float."""
+    number = check_finite(name, value, where=where)
+    if number < least:
+        rule = "a number that is not negative" if least == 0 else f"a number of at least {least:g}"
+        raise ConfigError(expected(name, rule, repr(value), where=where))
+    return number
+
+
 def check_positive(name: str, value: Any, *, where: str = "") -> float:
-    """Return `value` as a float, or say why it is not a finite number above zero.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    float
-        The value.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is not a finite number above zero.
-
-    Examples
-    --------
-    >>> check_positive("temperature", 0.5)
-    0.5
-    """
-    if check_finite(name, value, where=where) <= 0:
+    """Return a finite number above zero as a plain float."""
+    number = check_finite(name, value, where=where)
+    if number <= 0:
         raise ConfigError(expected(name, "a positive number", repr(value), where=where))
-    return float(value)
+    return number
 
 
-def check_choice(name: str, value: Any, choices: tuple[Any, ...], *, where: str = "") -> None:
-    """Raise unless `value` is one of `choices`.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    value : object
-        The value given.
-    choices : tuple
-        The values allowed.
-    where : str
-        The caller, for the message.
-
-    Raises
-    ------
-    ConfigError
-        If `value` is none of them.
-
-    Examples
-    --------
-    >>> check_choice("routing", "batch", ("batch", "sample"))
-    """
+def check_choice(name: str, value: Any, choices: tuple[Any, ...], *, where: str = "") -> Any:
+    """Return the one of `choices` that equals `value`."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ConfigError(expected(name, f"one of {listed}", repr(value), where=where))
+    return choices[choices.index(value)]
+
+
+def check_keywords(name: str, given: Iterable[str], known: Collection[str], *, also_called: Mapping[str, str]) -> None:
+    """Raise unless the callable `name` has all keywords `given`; `also_called` maps other words to its own."""
+    for word in given:
+        if word in known:
+            continue
+        likely = [also_called.get(word), *difflib.get_close_matches(word, known, n=1)]
+        right = next((other for other in likely if other in known), None)
+        cure = f"The word here is {right}" if right else f"Use one of {', '.join(known)}" if known else ""
+        # PEFT drops entries of newer files, with a warning, where it finds Python's own words in the message.
+        value = "an unexpected keyword argument"
+        raise KeywordError(expected(word, f"an argument of {name}", value, cure=cure))
+
+
+def refuse_unknown_keywords(also_called: Mapping[str, str]) -> Callable[[Class], Class]:
+    """Decorate a class: its constructor refuses keywords by `check_keywords`, and keeps its signature."""
+
+    def decorated(kind: Class) -> Class:
+        construct: Callable[..., None] = kind.__init__  # type: ignore[misc]
+        known = [name for name in inspect.signature(construct).parameters if name != "self"]
+
+        @functools.wraps(construct)
+        def checked(self: object, *args: Any, **keywords: Any) -> None:
+            check_keywords(kind.__name__, keywords, known, also_called=also_called)
+            construct(self, *args, **keywords)
+
+        kind.__init__ = checked  # type: ignore[misc]
+        return kind
+
+    return decorated

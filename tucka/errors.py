@@ -1,15 +1,25 @@
-"""What tucka raises, and the one place where its messages are built.
-
-Every message reads ``name: expected RULE, got VALUE (WHERE)``, followed by the cure where one is known.
-"""
+"""What tucka raises, and the one place where its messages are built."""
 
 from __future__ import annotations
 
-__all__ = ["CheckpointError", "ConfigError", "RouteError", "ShapeError", "TuckaError", "expected"]
+__all__ = [
+    "ArrayError",
+    "CheckpointError",
+    "ConfigError",
+    "KeywordError",
+    "RouteError",
+    "ShapeError",
+    "TuckaError",
+    "expected",
+]
 
 
 class TuckaError(ValueError):
     """Base of all errors that tucka raises for a wrong value; also a `ValueError`."""
+
+
+class ArrayError(TuckaError, TypeError):
+    """An array is of the wrong library, dtype or device; also a `TypeError`."""
 
 
 class ShapeError(TuckaError):
@@ -18,6 +28,10 @@ class ShapeError(TuckaError):
 
 class ConfigError(TuckaError):
     """A number or option is outside its rule."""
+
+
+class KeywordError(ConfigError, TypeError):
+    """A constructor does not have an argument that it was given; a `TypeError` too, as Python raises for it."""
 
 
 class RouteError(TuckaError):
@@ -29,31 +43,7 @@ class CheckpointError(TuckaError):
 
 
 def expected(name: str, rule: str, value: object, *, where: str = "", cure: str = "") -> str:
-    """Build a message of the one form that all of tucka's errors share.
-
-    Parameters
-    ----------
-    name : str
-        The argument at fault.
-    rule : str
-        What it should have been.
-    value : object
-        What it was; shown with ``str``.
-    where : str
-        The function or module, when the reader needs it.
-    cure : str
-        What to do about it: a whole sentence, without its full stop.
-
-    Returns
-    -------
-    str
-        The message.
-
-    Examples
-    --------
-    >>> expected("mode", "an integer from 0 to 2", 5, where="mode_product")
-    'mode: expected an integer from 0 to 2, got 5 (mode_product)'
-    """
+    """Build ``name: expected RULE, got VALUE (WHERE). CURE``; the cure is a sentence without its full stop."""
     message = f"{name}: expected {rule}, got {value}"
     if where:
         message += f" ({where})"

@@ -1,7 +1,6 @@
-"""The paper's equations as loops over NumPy numbers: slow, obvious, and what everything else is tested against.
+"""The paper's equations as loops over NumPy numbers: unchecked, slow, obvious; all else is tested against them.
 
-Nothing here is checked, vectorised or shared with the rest of tucka: each function is its equation, read from left to
-right. Modes count from 0.
+Modes count from 0.
 """
 
 from __future__ import annotations
@@ -15,20 +14,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 
 def mode_product(tensor: Array, matrix: Array, mode: int) -> Array:
-    """Compute Y[.., j, ..] = Σ_i X[.., i, ..] A[j, i], the definition below Eq. (3).
-
-    Parameters
-    ----------
-    tensor, matrix : array
-        X and A.
-    mode : int
-        The position of i and j, from 0.
-
-    Returns
-    -------
-    array
-        Y.
-    """
+    """Compute Y[.., j, ..] = Σ_i X[.., i, ..] A[j, i], the definition below Eq. (3)."""
     shape = list(tensor.shape)
     shape[mode] = matrix.shape[0]
     result = np.zeros(shape)
@@ -40,20 +26,7 @@ def mode_product(tensor: Array, matrix: Array, mode: int) -> Array:
 
 
 def expert(cores: Array, expert_factor: Array, basis: Array, group: int, index: int) -> Array:
-    """Compute T_i[j] = U (Σ_q C[j, q] G_i[q]) Uᵀ, a slice of Eq. (5).
-
-    Parameters
-    ----------
-    cores, expert_factor, basis : array, shapes (k, p, r, r), (t, p), (d, r)
-        G, C, U.
-    group, index : int
-        i and j.
-
-    Returns
-    -------
-    array, shape (d, d)
-        The expert.
-    """
+    """Compute U (Σ_q C[j, q] G_i[q]) Uᵀ, a slice of Eq. (5), from G (k, p, r, r), C (t, p) and U (d, r)."""
     core = np.zeros(cores.shape[2:])
     for q in range(cores.shape[1]):
         core += expert_factor[index, q] * cores[group, q]
@@ -61,24 +34,7 @@ def expert(cores: Array, expert_factor: Array, basis: Array, group: int, index: 
 
 
 def adapt(x: Array, gates: Array, cores: Array, expert_factor: Array, basis: Array, *, alpha: float = 1.0) -> Array:
-    """Compute x (I + α Σ_ij γ_ij T_i[j]) row by row with d×d matrices: Eq. (9) without W.
-
-    Parameters
-    ----------
-    x : array, shape (..., d)
-        Activations.
-    gates : array, shape (k, t) or (..., k, t)
-        γ, with leading axes that are the first of x's.
-    cores, expert_factor, basis : array, shapes (k, p, r, r), (t, p), (d, r)
-        G, C, U.
-    alpha : float
-        The scale.
-
-    Returns
-    -------
-    array, shape (..., d)
-        The adapted activations.
-    """
+    """Compute x (I + α Σ_ij γ_ij T_i[j]), Eq. (9) without W; the axes of x and gates align from the left."""
     lead, width = gates.ndim - 2, basis.shape[0]
     result = np.zeros(x.shape)
     for row in np.ndindex(*x.shape[:-1]):
@@ -92,18 +48,8 @@ def adapt(x: Array, gates: Array, cores: Array, expert_factor: Array, basis: Arr
 
 
 def householder_gamma(vectors: Array) -> Array:
-    """Compute Γ by the recursion of Eq. (2), with 0 where the paper misprints the lower left block.
-
-    Parameters
-    ----------
-    vectors : array, shape (d, r)
-        Unit columns.
-
-    Returns
-    -------
-    array, shape (r, r)
-        Γ.
-    """
+    """Compute Γ (r, r) of unit columns (d, r) by the recursion of Eq. (2)."""
+    # The lower left block is 0, and not what the paper prints.
     gamma = np.array([[-2.0]])
     for r in range(1, vectors.shape[1]):
         bigger = np.zeros((r + 1, r + 1))
@@ -115,42 +61,16 @@ def householder_gamma(vectors: Array) -> Array:
 
 
 def householder_product(vectors: Array) -> Array:
-    """Compute Π_i (I − 2 u_i u_iᵀ), the left-hand side of Eq. (1).
-
-    Parameters
-    ----------
-    vectors : array, shape (d, r)
-        Unit columns.
-
-    Returns
-    -------
-    array, shape (d, d)
-        The product.
-    """
+    """Compute Π_i (I − 2 u_i u_iᵀ), the left-hand side of Eq. (1), (d, r) -> (d, d)."""
     product = np.eye(vectors.shape[0])
     for i in range(vectors.shape[1]):
         product = product @ (np.eye(vectors.shape[0]) - 2.0 * np.outer(vectors[:, i], vectors[:, i]))
     return product
 
 
-def routing_feature(hidden: Array, mask: Array | None, granularity: str) -> Array:
-    """Average over unmasked tokens, then over samples that have any: h̄ above Eq. (6).
-
-    Parameters
-    ----------
-    hidden : array, shape (B, S, d)
-        Inputs of the first adapted layer.
-    mask : array, shape (B, S), or None
-        Non-zero where a token counts.
-    granularity : {"batch", "sample", "token"}
-        What is averaged over.
-
-    Returns
-    -------
-    array, shape (d,), (B, d) or (B, S, d)
-        The feature.
-    """
-    if granularity == "token":
+def routing_feature(hidden: Array, mask: Array | None, routing: str) -> Array:
+    """Average (B, S, d) over unmasked tokens, then over samples that have any: h̄ above Eq. (6), (d,), (B, d) or all."""
+    if routing == "token":
         return hidden
     batch, length, width = hidden.shape
     samples, present = np.zeros((batch, width)), []
@@ -159,64 +79,30 @@ def routing_feature(hidden: Array, mask: Array | None, granularity: str) -> Arra
         if kept:
             samples[b] = sum(kept) / len(kept)
             present.append(samples[b])
-    if granularity == "sample":
+    if routing == "sample":
         return samples
     return np.asarray(sum(present) / len(present)) if present else np.zeros(width)
 
 
 def affinity_logits(
-    feature: Array, centroids: Array, kind: str, center: Array | None = None, temperature: float = 1.0
+    feature: Array, centroids: Array, affinity: str, center: Array | None = None, temperature: float = 1.0
 ) -> Array:
-    """Compare one feature with every centroid: inside Eq. (6), and its variants.
-
-    Parameters
-    ----------
-    feature : array, shape (d,)
-        h.
-    centroids : array, shape (k, t, d)
-        e_ij.
-    kind : {"dot", "group_norm", "centered", "directional"}
-        Which comparison.
-    center : array, shape (d,), optional
-        μ.
-    temperature : float
-        τ.
-
-    Returns
-    -------
-    array, shape (k, t)
-        The logits.
-    """
+    """Compare one feature (d,) with every centroid (k, t, d): inside Eq. (6), and its variants."""
     if center is not None:
         feature = feature - center
-    if kind == "directional":
+    if affinity == "directional":
         feature = feature / (math.sqrt(float(feature @ feature)) or 1.0)
     logits = np.zeros(centroids.shape[:2])
     for i in range(logits.shape[0]):
         for j in range(logits.shape[1]):
             logits[i, j] = feature @ centroids[i, j]
-        if kind == "group_norm":
+        if affinity == "group_norm":
             logits[i] = logits[i] / (math.sqrt(float(logits[i] @ logits[i])) or 1.0)
     return logits / temperature
 
 
-def select_gates(logits: Array, normalize: bool = True, bias: Array | None = None) -> Array:
-    """Choose by the highest logit, gate by the sigmoids: Eq. (6), (7), (8).
-
-    Parameters
-    ----------
-    logits : array, shape (k, t)
-        Of one decision.
-    normalize : bool
-        Whether Eq. (8) is applied.
-    bias : array, shape (k,), optional
-        b, which counts in the choice alone.
-
-    Returns
-    -------
-    array, shape (k, t)
-        The gates, zero outside the chosen group.
-    """
+def select_gates(logits: Array, gate_norm: bool = True, bias: Array | None = None) -> Array:
+    """Choose by the highest logit (k, t), with the bias (k,) added; gate by the sigmoids: Eq. (6), (7), (8)."""
     groups, experts = logits.shape
     best, chosen = -math.inf, 0
     for i in range(groups):
@@ -225,7 +111,7 @@ def select_gates(logits: Array, normalize: bool = True, bias: Array | None = Non
             if compared > best:
                 best, chosen = compared, i
     scores = [1.0 / (1.0 + math.exp(-logits[chosen, j])) for j in range(experts)]
-    total = sum(scores) if normalize else 1.0
+    total = sum(scores) if gate_norm else 1.0
     gates = np.zeros((groups, experts))
     for j in range(experts):
         gates[chosen, j] = scores[j] / total
@@ -233,60 +119,20 @@ def select_gates(logits: Array, normalize: bool = True, bias: Array | None = Non
 
 
 def moved_bias(bias: Array, load: Array, rate: float) -> Array:
-    """Move each group's bias by γ against its load: b_i + γ sign(mean load − load_i), arXiv:2408.15664.
-
-    Parameters
-    ----------
-    bias, load : array, shape (k,)
-        b, and how often each group was chosen.
-    rate : float
-        γ.
-
-    Returns
-    -------
-    array, shape (k,)
-        The new b.
-    """
+    """Move each group's bias by γ against its load: b_i + γ sign(mean load − load_i), arXiv:2408.15664."""
     mean = sum(load) / len(load)
     return np.array([b + rate * float(np.sign(mean - count)) for b, count in zip(bias, load, strict=True)])
 
 
 def data_aware_centroids(features: Array, noise: Array) -> Array:
-    """Compute [e, e + ε_1, .., e + ε_{M−1}] of Eq. (10) for a given noise.
-
-    Parameters
-    ----------
-    features : array, shape (n, d)
-        Whose mean is e.
-    noise : array, shape (M − 1, d)
-        ε.
-
-    Returns
-    -------
-    array, shape (M, d)
-        The centroids.
-    """
+    """Compute [e, e + ε_1, .., e + ε_{M−1}] of Eq. (10) for features (n, d) and a noise (M − 1, d)."""
     center = sum(features) / len(features)
     return np.array([center, *(center + epsilon for epsilon in noise)])
 
 
 def official_gates(hidden: Array, centroids: Array, groups: int) -> Array:
-    """Route as the authors' code does: batch mean, token mean, logits over their group's norm, raw sigmoids.
-
-    Parameters
-    ----------
-    hidden : array, shape (B, S, d)
-        Inputs of the layer that routes; padding counts.
-    centroids : array, shape (k·t, d)
-        Group after group, as their files hold them.
-    groups : int
-        k.
-
-    Returns
-    -------
-    array, shape (k, t)
-        The gates, zero outside the chosen group; they do not sum to one.
-    """
+    """Route as the authors' code does: batch mean, token mean, logits over their group's norm, raw sigmoids."""
+    # Padding counts. The centroids (k·t, d) stand group after group, as the authors' files hold them.
     tokens = sum(hidden[b] for b in range(hidden.shape[0])) / hidden.shape[0]
     feature = sum(tokens[s] for s in range(tokens.shape[0])) / tokens.shape[0]
     experts = centroids.shape[0] // groups
@@ -295,30 +141,13 @@ def official_gates(hidden: Array, centroids: Array, groups: int) -> Array:
         for j in range(experts):
             logits[i, j] = feature @ centroids[i * experts + j]
         logits[i] = logits[i] / math.sqrt(sum(float(logit) ** 2 for logit in logits[i]))
-    return select_gates(logits, normalize=False)
+    return select_gates(logits, gate_norm=False)
 
 
 def official_adapt(
     x: Array, gates: Array, cores: Array, expert_factor: Array, basis: Array, *, alpha: float = 1.0
 ) -> Array:
-    """Adapt as the authors' code does: the chosen group's core, C and U each divided by its Frobenius norm.
-
-    Parameters
-    ----------
-    x : array, shape (..., d)
-        Activations.
-    gates : array, shape (k, t)
-        From `official_gates`.
-    cores, expert_factor, basis : array, shapes (k, p, r, r), (t, p), (d, r)
-        ``tucka_g``, ``tucka_c``, ``tucka_u``.
-    alpha : float
-        The scale.
-
-    Returns
-    -------
-    array, shape (..., d)
-        The adapted activations.
-    """
+    """Adapt as the authors' code does: the chosen group's core, C and U each divided by its Frobenius norm."""
     chosen = int(np.argmax(np.abs(gates).sum(axis=1)))
     core = cores[chosen] / math.sqrt(float((cores[chosen] ** 2).sum()))
     factor = expert_factor / math.sqrt(float((expert_factor**2).sum()))

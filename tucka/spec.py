@@ -1,34 +1,71 @@
-"""The sizes and options of Tucker experts, as plain numbers that are validated once.
-
-Everything that takes sizes (modules, counts, the PEFT configuration) builds a `TuckerSpec` first, so a rule and its
-message exist in one place and no tensor is made before the numbers are known to be good.
-"""
+"""The sizes and options of Tucker experts, as plain values that are validated once; the one place of their defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal, get_args
 
-from tucka.checks import check_choice, check_count, check_finite, check_positive
+from tucka.checks import (
+    check_choice,
+    check_count,
+    check_finite,
+    check_least,
+    check_positive,
+    refuse_unknown_keywords,
+)
 from tucka.errors import ConfigError, expected
 
 __all__ = [
     "CENTERED",
+    "LETTERS",
+    "OTHER_WORDS",
     "Affinity",
     "FactorNorm",
     "RouterInit",
     "Routing",
     "TuckerSpec",
+    "check_spec",
 ]
 
+#: What one routing decision is made for, see `tucka.routing_feature`; ``"batch"`` is the paper's.
 Routing = Literal["batch", "sample", "token"]
+#: How a feature is compared with the centroids, see `tucka.affinity_logits`; ``"dot"`` is the paper's.
 Affinity = Literal["dot", "group_norm", "centered", "directional"]
 FactorNorm = Literal["frobenius"]
 RouterInit = Literal["balanced", "dai", "kaiming"]
 # The affinities that subtract a centre from the features.
 CENTERED = ("centered", "directional")
 
+# The paper's letters, which `TuckAConfig`, the counts and the command line keep, for the words of `TuckerSpec`.
+LETTERS = {"rank": "r", "groups": "k", "experts_per_group": "t", "expert_rank": "p"}
+# What other libraries, and earlier versions of this one, call its options.
+OTHER_WORDS = {"lora_alpha": "alpha", "granularity": "routing", "kind": "affinity", "normalize": "gate_norm"}
 
+_RULES: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(LETTERS, check_count),
+    "alpha": check_finite,
+    "routing": partial(check_choice, choices=get_args(Routing)),
+    "affinity": partial(check_choice, choices=get_args(Affinity)),
+    "temperature": check_positive,
+    "balance_rate": partial(check_least, least=0),
+    "router_init": partial(check_choice, choices=(None, *get_args(RouterInit))),
+    "gate_norm": partial(check_choice, choices=(True, False)),
+    "factor_norm": partial(check_choice, choices=(None, *get_args(FactorNorm))),
+}
+
+
+def check_spec(values: Mapping[str, Any], *, words: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Return all fields of a `TuckerSpec` as plain values; a message calls a field by `words`, if that has it."""
+    plain = {name: rule(words.get(name, name), values[name], where=where) for name, rule in _RULES.items()}
+    if plain["router_init"] == "balanced" and plain["affinity"] not in CENTERED:
+        rule, cure = f"'dai' or 'kaiming' with affinity={plain['affinity']!r}", "Use affinity='directional'"
+        raise ConfigError(expected("router_init", rule, "'balanced'", where=where, cure=cure))
+    return plain
+
+
+@refuse_unknown_keywords({**{letter: name for name, letter in LETTERS.items()}, **OTHER_WORDS})
 @dataclass(frozen=True)
 class TuckerSpec:
     r"""Sizes and options of one set of Tucker experts; see the notation page for the paper's letters.
@@ -47,8 +84,8 @@ class TuckerSpec:
         Scale of the update (α).
     routing : {"batch", "sample", "token"}
         How fine the routing is; ``"batch"`` is the paper's.
-    affinity : {"dot", "group_norm", "centered", "directional"}
-        How a feature is compared with the centroids, see `tucka.affinity_logits`.
+    affinity : {"directional", "centered", "dot", "group_norm"}
+        How a feature is compared with the centroids, see `tucka.affinity_logits`; ``"dot"`` is the paper's.
     temperature : float
         Divides the logits before the sigmoid; lower makes the gates of a group differ more.
     balance_rate : float
@@ -64,7 +101,11 @@ class TuckerSpec:
     Raises
     ------
     ConfigError
-        If a number or an option is outside its rule.
+        If a number or an option is outside its rule, or a keyword is unknown. Numbers of NumPy are stored as Python's.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (5) for the sizes and Eq. (6) to (9) for the options.
 
     Examples
     --------
@@ -90,54 +131,21 @@ class TuckerSpec:
     factor_norm: FactorNorm | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rank", "groups", "experts_per_group", "expert_rank"):
-            check_count(name, getattr(self, name), where="TuckerSpec")
-        check_finite("alpha", self.alpha, where="TuckerSpec")
-        check_choice("routing", self.routing, get_args(Routing), where="TuckerSpec")
-        check_choice("affinity", self.affinity, get_args(Affinity), where="TuckerSpec")
-        check_positive("temperature", self.temperature, where="TuckerSpec")
-        if check_finite("balance_rate", self.balance_rate, where="TuckerSpec") < 0:
-            rule = "a number that is not negative"
-            raise ConfigError(expected("balance_rate", rule, repr(self.balance_rate), where="TuckerSpec"))
-        self._check_router_init()
-        check_choice("gate_norm", self.gate_norm, (True, False), where="TuckerSpec")
-        check_choice("factor_norm", self.factor_norm, (None, *get_args(FactorNorm)), where="TuckerSpec")
-
-    def _check_router_init(self) -> None:
-        check_choice("router_init", self.router_init, (None, *get_args(RouterInit)), where="TuckerSpec")
-        if self.router_init == "balanced" and not self.has_center:
-            rule, cure = f"'dai' or 'kaiming' with affinity={self.affinity!r}", "Use affinity='directional'"
-            raise ConfigError(expected("router_init", rule, "'balanced'", where="TuckerSpec", cure=cure))
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in check_spec(given, words={}, where="TuckerSpec").items():
+            object.__setattr__(self, name, value)
 
     @property
     def has_center(self) -> bool:
-        """Whether the affinity subtracts a centre from the features.
-
-        Returns
-        -------
-        bool
-            True for ``"centered"`` and ``"directional"``.
-        """
+        """Whether the affinity subtracts a centre from the features."""
         return self.affinity in CENTERED
 
     @property
     def initialization(self) -> RouterInit:
-        """How data starts a router: `router_init`, or what it stands for if None.
-
-        Returns
-        -------
-        {"balanced", "dai", "kaiming"}
-            The way.
-        """
+        """How data starts a router: `router_init`, or what it stands for if None."""
         return self.router_init or ("balanced" if self.has_center else "dai")
 
     @property
     def num_experts(self) -> int:
-        """Experts in all groups together (M = k·t).
-
-        Returns
-        -------
-        int
-            The number of experts.
-        """
+        """Experts in all groups together (M = k·t)."""
         return self.groups * self.experts_per_group

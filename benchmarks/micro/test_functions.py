@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch import Router, householder_adapt, mix_cores, tucker_adapt, tucker_adapt_gated
-from tucka.backends.torch.householder import unit_columns
 from tucka.backends.torch.routing.router import gates_of
 from tucka.spec import TuckerSpec
 
@@ -66,7 +65,7 @@ def adapt_gated(*lead: int) -> Callable[[], Run]:
 
 def reflect() -> Run:
     x, vectors = activations(), leaf(WIDTH, RANK)
-    return lambda: householder_adapt(x, unit_columns(vectors))
+    return lambda: householder_adapt(x, vectors / vectors.norm(dim=0))
 
 
 def mix(*lead: int) -> Callable[[], Run]:

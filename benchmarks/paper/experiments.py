@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,11 +11,6 @@ from typing import Any, TypeVar
 from tucka.core.counts.paper_tables import PaperCell, paper_counts
 from tucka.errors import ConfigError, expected
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 FOLDER = Path(__file__).parent / "experiments"
 T = TypeVar("T")
 TABLES = ("table1", "table2", "table3")
@@ -23,130 +18,61 @@ TABLES = ("table1", "table2", "table3")
 
 @dataclass(frozen=True)
 class Model:
-    """A pretrained model of the hub, and which of its layers are adapted.
+    """A pretrained model of the hub, and which of its layers are adapted."""
 
-    Parameters
-    ----------
-    name : str
-        Of the hub, or a folder.
-    targets : sequence of str
-        Endings of the adapted layers' names.
-    layers : str, optional
-        A name in `tucka.core.counts.paper_tables.MODEL_LAYERS`: the adapted layers have to be those. None: not checked.
-    head : sequence of str
-        Modules that are trained whole.
-    dtype : str
-        Of the frozen weights.
-    """
-
-    name: str
-    targets: Sequence[str]
+    name: str  # of the hub, or a folder
+    targets: Sequence[str]  # endings of the adapted layers' names
+    # A name in `tucka.core.counts.paper_tables.MODEL_LAYERS`: the adapted layers must be those. None: not checked.
     layers: str | None = None
-    head: Sequence[str] = ()
-    dtype: str = "float32"
+    head: Sequence[str] = ()  # modules that are trained whole
+    dtype: str = "float32"  # of the frozen weights
 
 
 @dataclass(frozen=True)
 class Training:
-    """How every row of a table is trained.
-
-    Parameters
-    ----------
-    epochs, batch_size : int
-        Passes over the data, and examples in a batch of one device.
-    learning_rate, weight_decay : float
-        Of AdamW.
-    schedule : str
-        Of the learning rate, after the warm-up.
-    warmup : float
-        Steps of the warm-up; below 1, their share of all steps.
-    accumulation : int
-        Batches to a step.
-    evaluate_every, save_every : int, optional
-        Steps between evaluations, and between checkpoints where a folder for them is given.
-    max_steps : int
-        Ends the training early; never if -1.
-    """
+    """How every row of a table is trained, with AdamW."""
 
     epochs: int
-    batch_size: int
+    batch_size: int  # of one device
     learning_rate: float
     weight_decay: float
-    schedule: str
-    warmup: float
-    accumulation: int = 1
-    evaluate_every: int | None = None
-    save_every: int | None = None
-    max_steps: int = -1
+    schedule: str  # of the learning rate, after the warm-up
+    warmup: float  # steps of the warm-up; below 1, their share of all steps
+    accumulation: int = 1  # batches in a step
+    evaluate_every: int | None = None  # steps between evaluations
+    save_every: int | None = None  # steps between checkpoints, where a folder for them is given
+    max_steps: int = -1  # steps; -1: no limit
 
 
 @dataclass(frozen=True)
 class Task:
-    """One training set with its evaluation.
+    """One training set with its evaluation."""
 
-    Parameters
-    ----------
-    name : str
-        Its key in the file.
-    metric : str
-        Chooses the best evaluation.
-    training : Training
-        The table's, with the task's own changes.
-    data : mapping
-        Arguments of the data's class in the module of the table's kind.
-    """
-
-    name: str
-    metric: str
-    training: Training
-    data: Mapping[str, Any]
+    name: str  # its key in the file
+    metric: str  # chooses the best evaluation
+    training: Training  # the table's, with the task's own changes
+    data: Mapping[str, Any]  # arguments of the data's class in the module of the table's kind
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How a row of TuckA is run.
+    """How a row of TuckA is run."""
 
-    Parameters
-    ----------
-    name : str
-        Its key in the file.
-    title : str
-        For people.
-    config : mapping
-        Options of `TuckAConfig`, sizes and scale apart.
-    pads_to_max_length : bool
-        Whether every text is padded to the full length.
-    """
-
-    name: str
+    name: str  # its key in the file
     title: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # options of `TuckAConfig`, sizes and scale apart
     pads_to_max_length: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table.
+    """A row of a table."""
 
-    Parameters
-    ----------
-    name : str
-        Its key in the file.
-    method : str
-        A name that `tucka.count_parameters` knows.
-    sizes : mapping
-        That function's sizes.
-    paper : sequence of float
-        The paper's figures, in the order of the table's columns.
-    options : mapping
-        Further options of PEFT's configuration.
-    """
-
-    name: str
-    method: str
-    sizes: Mapping[str, int]
-    paper: Sequence[float]
-    options: Mapping[str, Any] = field(default_factory=dict)
+    name: str  # its key in the file
+    method: str  # a name that `tucka.count_parameters` knows
+    sizes: Mapping[str, int]  # of `tucka.count_parameters`
+    paper: Sequence[float]  # the paper's figures, in the order of the table's columns
+    options: Mapping[str, Any] = field(default_factory=dict)  # further options of PEFT's configuration
 
     @property
     def title(self) -> str:
@@ -159,21 +85,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures.
-
-    Parameters
-    ----------
-    title : str
-        The paper's.
-    measure : str
-        A metric, in per cent; ``"average"`` of all metrics of the table; or ``"peak_memory"``, in MB.
-    task : str, optional
-        Whose results it shows.
-    """
+    """A column of figures."""
 
     title: str
-    measure: str
-    task: str | None = None
+    measure: str  # a metric, in per cent; "average" of all metrics of the table; "peak_memory", in MB
+    task: str | None = None  # whose results it shows
 
     @property
     def is_metric(self) -> bool:
@@ -183,37 +99,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table of the paper.
+    """A table of the paper."""
 
-    Parameters
-    ----------
-    name : str
-        The file's.
-    table : int
-        The paper's number.
-    kind : str
-        The module that loads data and model: ``"text"``, ``"images"`` or ``"mathematics"``.
-    model : Model
-        The pretrained one.
-    perturbation : float
-        a of Eq. (10).
-    alpha : mapping of str to float
-        α by variant; a variant that is not named takes `TuckAConfig`'s.
-    tasks, rows : mapping
-        By name.
-    columns : sequence of Column
-        In the paper's order.
-    """
-
-    name: str
-    table: int
-    kind: str
+    name: str  # of the file
+    table: int  # the paper's number
+    kind: str  # the module that loads data and model: "text", "images" or "mathematics"
     model: Model
-    perturbation: float
-    alpha: Mapping[str, float]
+    perturbation: float  # a of Eq. (10)
+    alpha: Mapping[str, float]  # α by variant; a variant that is not named takes `TuckAConfig`'s
     tasks: Mapping[str, Task]
     rows: Mapping[str, Row]
-    columns: Sequence[Column]
+    columns: Sequence[Column]  # in the paper's order
 
     def count(self, row: Row) -> PaperCell:
         """Return the row's cell of the column "# Par.", which `tucka.core.counts.paper_tables` holds."""
@@ -223,7 +119,7 @@ class Experiment:
 
 
 def _made(cls: type[T], entries: Mapping[str, Any], where: str) -> T:
-    """Make one of the classes above, and say in one line which entry does not belong."""
+    """Make one of the classes above from entries of a file."""
     known = {item.name for item in fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(entries) - known)
     if unknown:
@@ -241,20 +137,7 @@ def read_variants(folder: Path = FOLDER) -> dict[str, Variant]:
 
 
 def read_experiment(name: str, folder: Path = FOLDER) -> Experiment:
-    """Read a table's file.
-
-    Parameters
-    ----------
-    name : str
-        One of `TABLES`.
-    folder : Path
-        Where the file ``NAME.toml`` is.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such file, it holds an entry of no meaning, lacks one, or a row has not a figure for each column.
-    """
+    """Read the file of a table, one of `TABLES`."""
     path = folder / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in folder.glob("table*.toml")))

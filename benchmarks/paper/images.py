@@ -19,41 +19,23 @@ from benchmarks.paper.problem import Problem
 
 @dataclass(frozen=True)
 class Data:
-    """A set of labelled images.
+    """A set of labelled images."""
 
-    Parameters
-    ----------
-    path : str
-        Of the hub.
-    image, label : str
-        Columns. A label that is text starts with the number of its class, three digits from 001.
-    classes : int
-        How many there are.
-    shots, shots_seed : int
-        Training images of each class, and the seed that draws them; one draw for all runs, as in the authors' scripts.
-    mean, std : sequence of float
-        Of the colours' normalisation.
-    test : str, optional
-        The split that is evaluated; all that was not drawn if None.
-    """
-
-    path: str
-    image: str
-    label: str
+    path: str  # of the hub
+    image: str  # a column
+    label: str  # a column; a label that is text starts with the number of its class, three digits from 001
     classes: int
-    shots: int
-    shots_seed: int
-    mean: Sequence[float]
+    shots: int  # training images of each class
+    shots_seed: int  # draws them: one draw for all runs, as in the authors' scripts
+    mean: Sequence[float]  # of the colours' normalisation
     std: Sequence[float]
-    test: str | None = None
+    test: str | None = None  # the split that is evaluated; all that was not drawn if None
 
 
 def few_shots(labels: Sequence[int], shots: int, seed: int) -> list[int]:
-    """Draw places of some images of each class, without replacement.
-
-    Classes take their turn as they first appear, and NumPy's older generator draws: the same images as the authors'
-    scripts draw from the same file.
-    """
+    """Draw places of some images of each class, without replacement."""
+    # In the order in which classes first appear, and with NumPy's older generator: the authors' scripts draw the same
+    # images from the same file.
     places: dict[int, list[int]] = {}
     for place, label in enumerate(labels):
         places.setdefault(label, []).append(place)

@@ -23,34 +23,19 @@ _MARK = "The answer is:"  # ends every worked answer of MetaMathQA
 
 @dataclass(frozen=True)
 class Data:
-    """A set of questions and answers, with the columns ``instruction``, ``output`` and ``type``.
+    """A set of questions and answers, with the columns ``instruction``, ``output`` and ``type``."""
 
-    Parameters
-    ----------
-    path, folder : str
-        Of the hub, and the folder in it. In its test split ``output`` is the bare result, and ``type`` the set that the
-        question is from.
-    train_rows : int
-        The first so many are trained on.
-    max_length : int
-        Tokens of a question with its answer; the rest is cut.
-    max_new_tokens, generation_batch : int
-        Tokens of a generated answer, and questions answered at a time.
-    prompt : str
-        Stands around ``{instruction}``.
-    """
-
-    path: str
-    folder: str
-    train_rows: int
-    max_length: int
-    max_new_tokens: int
-    generation_batch: int
-    prompt: str
+    path: str  # of the hub
+    folder: str  # in its test split, output is the bare result, and type the set that the question is from
+    train_rows: int  # so many, the first ones, are trained on
+    max_length: int  # tokens of a question with its answer; the rest is cut
+    max_new_tokens: int  # of a generated answer
+    generation_batch: int  # questions that are answered at a time
+    prompt: str  # with {instruction} in it
 
 
 def prompted(instruction: str, prompt: str) -> str:
-    """Put a question into its prompt, unless it is in it already."""
+    """Put a question into its prompt, unless it already has one."""
     prompt = prompt.strip()
     start = prompt.partition("{instruction}")[0]
     return instruction if instruction.startswith(start) else prompt.replace("{instruction}", instruction)
@@ -78,7 +63,7 @@ def is_right(result: str, response: str) -> bool:
 
 
 def answers(model: nn.Module, tokenizer: Any, questions: Sequence[str], data: Data) -> list[str]:
-    """Generate answers, always the likeliest token."""
+    """Generate answers, with the most likely token at each place."""
     found: list[str] = []
     tokenizer.padding_side = "left"
     device = next(model.parameters()).device
@@ -95,7 +80,7 @@ def answers(model: nn.Module, tokenizer: Any, questions: Sequence[str], data: Da
 
 
 def scorer(test: Any, tokenizer: Any, data: Data) -> Callable[[nn.Module], Metrics]:
-    """Make the function that tests a model: the share of right answers, by set; processes divide the questions."""
+    """Make the function that tests a model: the share of right answers in each set; processes share the questions."""
     rows = [(row["type"].lower(), prompted(row["instruction"], data.prompt), str(row["output"])) for row in test]
 
     def score(model: nn.Module) -> Metrics:

@@ -1,4 +1,4 @@
-"""What the module of a kind makes of a task."""
+"""A task that is loaded: what each of the modules text, images and mathematics returns."""
 
 from __future__ import annotations
 
@@ -13,27 +13,13 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Problem:
-    """A pretrained model with its data.
+    """A pretrained model with its data."""
 
-    Parameters
-    ----------
-    model : nn.Module
-        Not adapted yet.
-    train : Dataset
-        What is trained on.
-    collator : callable
-        Makes batches.
-    test : Dataset, optional
-        What the Trainer evaluates on.
-    metrics : callable, optional
-        From the Trainer's predictions to metrics between 0 and 1 (Matthews from -1).
-    score : callable, optional
-        From the trained model to metrics, where the Trainer cannot evaluate.
-    """
-
-    model: nn.Module
+    model: nn.Module  # not adapted yet
     train: Any
     collator: Callable[..., Any]
-    test: Any = None
+    test: Any = None  # what the Trainer evaluates on
+    # From the Trainer's predictions to metrics between 0 and 1 (Matthews: from -1).
     metrics: Callable[[Any], Metrics] | None = None
+    # From the trained model to metrics, where the Trainer cannot evaluate.
     score: Callable[[nn.Module], Metrics] | None = None

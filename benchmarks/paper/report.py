@@ -1,4 +1,4 @@
-"""Print the layouts of the paper's Tables 1 to 3, with the paper's figures and those of the result files below them.
+"""Print the paper's Tables 1 to 3, with the figures of the result files below the paper's own.
 
     python -m benchmarks.paper.report [--value final]
 
@@ -20,17 +20,7 @@ NOT_RUN = "not run"
 
 
 def table(experiment: Experiment, results: Sequence[dict[str, Any]], value: str = "best") -> str:
-    """Write the Markdown table of one of the paper's tables.
-
-    Parameters
-    ----------
-    experiment : Experiment
-        The table.
-    results : sequence of dict
-        From `read_results`; those of other tables and with other learning rates are left out.
-    value : {"best", "final"}
-        Which evaluation.
-    """
+    """Write one of the paper's tables in Markdown; the value is that of the "best" or the "final" evaluation."""
     heads = ["method", "figures of", "# Par.", *(column.title for column in experiment.columns)]
     lines = [heads, ["---"] * len(heads)]
     own = [result for result in results if _belongs(result, experiment)]

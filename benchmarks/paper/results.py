@@ -20,7 +20,7 @@ def path_of(run: Run, folder: Path = RESULTS) -> Path:
 
 
 def record(run: Run, outcome: dict[str, Any], *, smoke: bool) -> dict[str, Any]:
-    """Put a run's outcome beside what made it."""
+    """Join the outcome of a run with its settings and the versions that it ran on."""
     return {
         "experiment": run.experiment.name,
         "task": run.task.name,

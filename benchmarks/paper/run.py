@@ -25,13 +25,7 @@ from tucka.errors import ConfigError, expected
 
 
 def chosen(name: str, known: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
-    """Return the wanted names, or all that there are.
-
-    Raises
-    ------
-    ConfigError
-        If a wanted one is not known.
-    """
+    """Return the wanted names, all of which must be known, or all that there are."""
     for value in wanted or ():
         if value not in known:
             raise ConfigError(expected(name, f"some of {', '.join(known)}", value))

@@ -1,8 +1,7 @@
-"""Tiny local models and data with the schema of the hub's, so that every experiment can be tried anywhere.
+"""Tiny local models and data with the schema of the hub's, so that every experiment can be tried anywhere."""
 
-They are folders that ``from_pretrained`` and ``load_dataset`` read, so the code that runs is the same as with the hub.
-Nothing that they give is a result.
-"""
+# They are folders that from_pretrained and load_dataset read, so the code that runs is the same as with the hub.
+# Nothing that they give is a result.
 
 from __future__ import annotations
 
@@ -138,7 +137,7 @@ def _images(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _questions(folder: Path, data: Mapping[str, Any]) -> dict[str, Any]:
-    """Write questions with worked answers to train on, and others with bare results to test on."""
+    """Write questions with worked answers to train on, and questions with results alone to test on."""
     generator = random.Random(0)
     train = [
         {"instruction": _sentence(generator), "output": "the answer is 2 The answer is: 2", "type": "GSM_Rephrased"}

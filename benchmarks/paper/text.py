@@ -17,25 +17,13 @@ from benchmarks.paper.problem import Problem
 
 @dataclass(frozen=True)
 class Data:
-    """A set of labelled texts.
+    """A set of labelled texts."""
 
-    Parameters
-    ----------
-    path, config : str
-        Of the hub.
-    columns : sequence of str
-        One, or two for pairs.
-    test : str
-        The split that is evaluated; GLUE's test labels are not public.
-    max_length : int
-        Tokens of a text; the rest is cut.
-    """
-
-    path: str
+    path: str  # of the hub
     config: str
-    columns: Sequence[str]
-    test: str
-    max_length: int
+    columns: Sequence[str]  # one, or two for pairs
+    test: str  # the split that is evaluated; GLUE's test labels are not public
+    max_length: int  # tokens of a text; the rest is cut
 
 
 def problem(model: Model, task: Task, *, pads_to_max_length: bool) -> Problem:

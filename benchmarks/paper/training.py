@@ -15,8 +15,8 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from benchmarks.paper import images, mathematics, text
+from benchmarks.paper.adapted_model import adapted, parameter_counts, peft_config
 from benchmarks.paper.experiments import Experiment, Row, Task, Training, Variant
-from benchmarks.paper.methods import adapted, parameter_counts, peft_config
 from benchmarks.paper.problem import Problem
 from tucka.peft import RouterCallback, expert_load
 
@@ -25,41 +25,27 @@ KINDS = {"text": text.problem, "images": images.problem, "mathematics": mathemat
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
-
-    Parameters
-    ----------
-    experiment, task, row : object
-        What is trained on what.
-    variant : Variant, optional
-        How, for a row of TuckA.
-    seed : int
-        Of the head, the adapter, the order of the batches, and dropout.
-    learning_rate : float
-        The table's, unless another one is asked for.
-    """
+    """One training: what is trained on what, and how."""
 
     experiment: Experiment
     task: Task
     row: Row
-    variant: Variant | None
-    seed: int
-    learning_rate: float
+    variant: Variant | None  # None: the row is not one of TuckA
+    seed: int  # of the head, the adapter, the order of the batches, and dropout
+    learning_rate: float  # the table's, unless another one is asked for
 
     @property
     def name(self) -> str:
-        """Tells the run from all others of its table."""
+        """The name of the run, which no other run of the table has."""
         variant = f"-{self.variant.name}" if self.variant else ""
         rate = "" if self.learning_rate == self.task.training.learning_rate else f"-lr{self.learning_rate:g}"
         return f"{self.task.name}/{self.row.name}{variant}{rate}-seed{self.seed}"
 
 
 def perform(run: Run, checkpoints: Path | None = None) -> dict[str, Any]:
-    """Do a run and return its outcome; with a folder for checkpoints, go on from the last one there.
-
-    Metrics are between 0 and 1. ``best`` is the best of all evaluations on the tested data, as the paper's scripts
-    report; ``final`` is the last one. ``expert_load`` counts the training's batches and those of evaluations during it.
-    """
+    """Do a run and return its outcome; with a folder for checkpoints, go on from the last one there."""
+    # Metrics are between 0 and 1. "best" is the best of all evaluations on the tested data, as the paper's scripts
+    # report, and "final" the last one. "expert_load" counts the batches of the training and of evaluations during it.
     experiment, variant = run.experiment, run.variant
     set_seed(run.seed)
     pads = variant is not None and variant.pads_to_max_length

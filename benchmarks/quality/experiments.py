@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
+import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 FOLDER = Path(__file__).parent / "experiments"
 KINDS = ("features", "adapter", "words")
@@ -21,56 +16,29 @@ _KEYS = {"label", "kind", "adapter", "learning_rates", "config", "parts", "start
 
 @dataclass(frozen=True)
 class Experiment:
-    """One method in one setting.
+    """One method in one setting."""
 
-    Parameters
-    ----------
-    name : str
-        The file's.
-    label : str
-        For tables.
-    kind : {"features", "adapter", "words"}
-        A head on frozen features, an adapter and a head, or TF-IDF with logistic regression.
-    adapter : str
-        The configuration class: one of PEFT's or ``TuckAConfig``.
-    learning_rates : tuple of float
-        The search, of the same length for every method.
-    config : dict
-        Arguments of the configuration class.
-    parts : dict of str to float
-        Factors of the learning rate for parameters by a part of their name.
-    start : str
-        Another start of TuckA than the library's, see `benchmarks.quality.starts`.
-    evaluations : int
-        How many times the validation accuracy is taken while training, for curves.
-    """
-
-    name: str
-    label: str
-    kind: str = "adapter"
-    adapter: str = ""
-    learning_rates: tuple[float, ...] = (0.0,)
-    config: dict[str, Any] = field(default_factory=dict)
+    name: str  # of the file
+    label: str  # for tables
+    kind: str = "adapter"  # "features": a head on frozen features; "words": TF-IDF with logistic regression
+    adapter: str = ""  # the configuration class: one of PEFT's, or TuckAConfig
+    learning_rates: tuple[float, ...] = (0.0,)  # those that are tried; as many for every method
+    config: dict[str, Any] = field(default_factory=dict)  # arguments of the configuration class
+    # Factors of the learning rate of parameters, by a part of their name.
     parts: dict[str, float] = field(default_factory=dict)
-    start: str = ""
-    evaluations: int = 0
+    start: str = ""  # a start of TuckA from `benchmarks.quality.starts`, in place of the library's
+    evaluations: int = 0  # how many times the validation accuracy is taken while training, for curves
 
     @property
     def key(self) -> str:
-        """A short hash of what decides a run's outcome: an edited file is another experiment."""
+        """A short hash of all that changes the outcome of a run, so that an edited file is another experiment."""
         decisive = [self.kind, self.adapter, self.config, self.parts]
         decisive += [self.start] if self.start else []
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read(path: Path) -> Experiment:
-    """Read one file.
-
-    Raises
-    ------
-    ValueError
-        If a key is not known or the kind is none of `KINDS`.
-    """
+    """Read one file."""
     table = tomllib.loads(path.read_text())
     unknown = table.keys() - _KEYS
     if unknown or table.get("kind", "adapter") not in KINDS:

@@ -1,4 +1,4 @@
-"""How far outputs move for a step of the inputs, in the layers that the tasks adapt.
+"""How much the outputs of the adapted layers change for a small change of their inputs, in the models of the tasks.
 
     python -m benchmarks.quality.gains
 
@@ -18,6 +18,7 @@ from benchmarks.quality.tasks import TASKS
 from tucka.backends.torch.base_layers import step_gain
 from tucka.peft import TuckAConfig
 from tucka.peft.layer import TuckALayer
+from tucka.peft.merging import readable_weight
 
 MODELS = {"MiniLM": "sentences", "EfficientNet-lite0": "images", "SmolLM2-135M": "causal"}
 
@@ -27,7 +28,7 @@ def gains(model: nn.Module) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, TuckALayer):
-            gain = step_gain(layer.get_base_layer(), layer.open_weight())
+            gain = step_gain(layer.get_base_layer(), readable_weight(layer))
             kind = [part for part in name.removeprefix("base_model.model.").split(".") if not part.isdigit()]
             if gain is not None:
                 found.setdefault(".".join(kind[-2:]), []).append(gain)

@@ -11,23 +11,11 @@ from torch import Tensor, nn
 Item = dict[str, Any]
 
 
-class TaskError(RuntimeError):
-    """The data or the pretrained model of a task are not on this machine; the message says how to get them."""
-
-
 @dataclass(frozen=True)
 class Sizes:
-    """How much of a task is run.
+    """How much of a task is run; items are of each part (a domain), or of each class where the task says so."""
 
-    Parameters
-    ----------
-    train, validation, test : int
-        Items of each part (a domain), or of each class where the task says so; None for all there are.
-    epochs, batch_size : int
-        Of training, the same for every method.
-    """
-
-    train: int | None
+    train: int | None  # None: all there are
     validation: int
     test: int
     epochs: int
@@ -36,52 +24,26 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that one run needs, whatever the method.
+    """Everything that one run needs, whatever the method."""
 
-    Parameters
-    ----------
-    model : callable
-        Takes a seed and returns the pretrained model with a fresh head. Its forward takes what `collator` makes and
-        returns an object with ``loss`` and ``logits`` (B, classes).
-    train : sequence of dict
-        Each with ``labels``; with ``input_ids`` if batches are made by length, with ``text`` if words can be counted.
-    validation, test : mapping of str to sequence of dict
-        By part. The learning rate is chosen on the one, reported is the other.
-    collator : callable
-        Makes a batch of items.
-    targets : tuple of str
-        Names, or their endings, of the layers to adapt.
-    head : tuple of str
-        Modules that every method trains in full.
-    """
-
+    # From a seed to the pretrained model with a fresh head. Its forward takes what `collator` makes and returns an
+    # object with ``loss`` and ``logits`` (B, classes).
     model: Callable[[int], nn.Module]
+    # Items have ``labels``; ``input_ids`` if batches are made by length, ``text`` if words can be counted.
     train: Sequence[Item]
-    validation: Mapping[str, Sequence[Item]]
-    test: Mapping[str, Sequence[Item]]
+    validation: Mapping[str, Sequence[Item]]  # by part; it chooses the learning rate
+    test: Mapping[str, Sequence[Item]]  # by part; it is reported
     collator: Callable[[Sequence[Item]], dict[str, Tensor]]
-    targets: tuple[str, ...]
-    head: tuple[str, ...]
+    targets: tuple[str, ...]  # names, or their endings, of the layers to adapt
+    head: tuple[str, ...]  # modules that every method trains in full
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task in two sizes.
+    """A task in two sizes: the first finishes on two cores, the second is for a machine with a GPU."""
 
-    Parameters
-    ----------
-    title : str
-        For tables.
-    load : callable
-        Makes the problem; raises `TaskError` where something is missing.
-    quick, full : Sizes
-        The first finishes on two cores; the second is for a machine with a GPU.
-    head_rate : float
-        Learning rate of the head, the same for every method.
-    """
-
-    title: str
+    title: str  # for tables
     load: Callable[[Sizes], Problem]
     quick: Sizes
     full: Sizes
-    head_rate: float
+    head_rate: float  # learning rate of the head, the same for every method

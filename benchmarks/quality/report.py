@@ -25,18 +25,10 @@ TEXTS = ("sentences", "reviews")
 
 @dataclass(frozen=True)
 class Row:
-    """What all seeds of one experiment say of one task.
+    """What all seeds of one experiment say of one task."""
 
-    Parameters
-    ----------
-    experiment : Experiment
-        What was run.
-    runs : tuple of dict
-        One record for each seed, at the learning rate that the validation part chose.
-    """
-
-    experiment: Experiment
-    runs: tuple[dict[str, Any], ...]
+    experiment: Experiment  # what was run
+    runs: tuple[dict[str, Any], ...]  # one record for each seed, at the learning rate that the validation part chose
 
     @property
     def scores(self) -> dict[int, float]:
@@ -83,7 +75,7 @@ def rows(records: Sequence[dict[str, Any]], experiments: Sequence[Experiment]) -
 
 
 def table(made: Sequence[Row]) -> str:
-    """Write one task's table, by the difference to LoRA, since a mean over other seeds is on another footing."""
+    """Write the table of a task in the order of the differences to LoRA, which are taken seed by seed."""
     head = [
         "method",
         "parameters",
@@ -146,7 +138,7 @@ def overall(tasks: Mapping[str, Sequence[Row]], seeds: int = 2) -> str:
 
 
 def caption(made: Sequence[Row]) -> str:
-    """Say what the table's runs ran on."""
+    """Say on which device, sizes and versions the runs of a table ran."""
     records = [one for row in made for one in row.runs]
     sizes, versions = records[0]["sizes"], records[0]["versions"]
     devices = ", ".join(sorted({one["device"] for one in records}))
@@ -165,7 +157,7 @@ def _short(commit: str) -> str:
 
 
 def draw(made: Sequence[Row], title: str, path: Path) -> None:
-    """Draw accuracy against trainable parameters, without what trains a head alone."""
+    """Draw accuracy against trainable parameters; methods that train only a head are lines."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -177,7 +169,7 @@ def draw(made: Sequence[Row], title: str, path: Path) -> None:
     if not points:
         return
     figure, axes = plt.subplots(figsize=(7.5, 4.2))
-    tradeoff(points, axes).set_title(title)
+    tradeoff(points, ax=axes).set_title(title)
     for row in made:
         if not row.parameters:
             axes.axhline(row.mean, color="0.5", linewidth=0.8, linestyle=":")
@@ -189,7 +181,7 @@ def draw(made: Sequence[Row], title: str, path: Path) -> None:
                 fontsize=8,
                 color="0.5",
             )
-    # Below: names would cover the points, and beside the axes they would squeeze them.
+    # Below the axes: in the axes the names would cover points, and beside the axes they would take its width.
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)

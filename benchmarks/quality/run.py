@@ -39,7 +39,7 @@ class Run:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What tells a finished run from one to do."""
+        """What identifies a run among the finished ones."""
         return (self.task, self.scale, self.experiment.name, self.experiment.key, self.learning_rate, self.seed)
 
 
@@ -74,7 +74,7 @@ def score(record: dict[str, Any], part: str) -> float:
 
 
 def best_rate(records: Sequence[dict[str, Any]]) -> float:
-    """Choose the learning rate by the validation part; of equals, the smaller."""
+    """Choose the learning rate by the validation part; of equal ones, the smaller."""
     return max(records, key=lambda record: (score(record, "validation"), -record["learning_rate"]))["learning_rate"]
 
 
@@ -131,7 +131,7 @@ class Plan:
         self._seeds = seeds
 
     def runs(self, records: Sequence[dict[str, Any]]) -> Iterator[Run]:
-        """Yield the runs that can start now: a cell's later seeds wait for its search."""
+        """Yield the runs that can start now; the later seeds of an experiment wait for its search."""
         finished = {key_of(record): record for record in records}
         for task, experiment in self._cells:
             search = [Run(task, self._scale, experiment, rate, self._seeds[0]) for rate in experiment.learning_rates]

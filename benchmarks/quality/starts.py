@@ -1,4 +1,4 @@
-"""Other starts of TuckA than the library's, to compare with it. Each leaves the model's outputs as they are."""
+"""Ways to start TuckA that the library does not have, for comparison. None changes the outputs of the model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from tucka.backends.torch.modules import ExpertParts
 from tucka.peft.layer import TuckALayer
 
-_KEPT = 4  # singular directions kept while inputs stream by, for each that is wanted
+_KEPT = 4  # so many singular directions are kept between batches for each one that is wanted
 
 
 def _reading(parts: ExpertParts) -> int:
-    """Count the columns of a fresh basis that read: the others are zero."""
+    """Count the columns of a fresh basis that read the input; the others are zero."""
     return int(parts.basis.any(dim=0).sum())
 
 
@@ -26,40 +26,40 @@ def zero_cores(parts: ExpertParts, _inputs: Tensor) -> None:
 
 
 def same_lead(parts: ExpertParts, _inputs: Tensor) -> None:
-    """Let the cores of all layers lead alike, whatever the layers' weights."""
+    """Start the cores of all layers with the same size, whatever the weights of the layers."""
     parts.load_state_dict(ExpertParts(parts.spec, len(parts.basis)).state_dict())
 
 
 def long_reading(parts: ExpertParts, _inputs: Tensor) -> None:
-    """Make the half that reads four times as long and the cores shorter: each step then turns it less."""
+    """Make the reading half of the basis four times as long and the cores smaller, so that a step turns it less."""
     parts.basis *= 4.0
     parts.cores /= 4.0
 
 
 def both_ways(parts: ExpertParts, _inputs: Tensor) -> None:
-    """Let the cores lead from the zero half back as well: its directions read and write at once."""
+    """Add the transposed cores, so that the zero half of the basis reads as well as writes."""
     parts.cores += parts.cores.mT.clone()
 
 
 def rotation(parts: ExpertParts, _inputs: Tensor) -> None:
-    """Let the cores lead back with the opposite sign: the first steps rotate the input."""
+    """Subtract the transposed cores, so that the first steps rotate the input."""
     parts.cores -= parts.cores.mT.clone()
 
 
 def kaiming(parts: ExpertParts, _inputs: Tensor) -> None:
-    """Draw the reading half by Kaiming's rule, as LoRA's first factor is, with the length that ours has."""
+    """Draw the reading half by Kaiming's rule, as LoRA draws its first factor, and scale it to length one."""
     read = _reading(parts)
     drawn = nn.init.kaiming_uniform_(torch.empty(read, parts.basis.shape[0]), a=5**0.5)
     parts.basis[:, :read] = drawn.T / drawn.norm(dim=1).mean()
 
 
 def kaiming_factor(parts: ExpertParts, _inputs: Tensor) -> None:
-    """Draw the expert factor by Kaiming's rule: the experts of a group lead with different strength."""
+    """Draw the expert factor by Kaiming's rule, so that the experts of a group differ in strength."""
     nn.init.kaiming_uniform_(parts.expert_factor)
 
 
 def inputs(parts: ExpertParts, inputs: Tensor) -> None:
-    """Read along the leading singular vectors of the layer's inputs, each as strongly as directions at random are."""
+    """Read along the leading singular vectors of the layer's inputs, each scaled to the size of random directions."""
     read = _reading(parts)
     lengths, directions = torch.linalg.svd(inputs, full_matrices=False)[1:]
     typical = (inputs.square().sum() / inputs.shape[1]).sqrt()
@@ -74,19 +74,7 @@ STARTS: dict[str, Callable[[ExpertParts, Tensor], None]] = {
 
 @torch.no_grad()
 def restart(model: nn.Module, start: str, batches: Iterable[dict[str, Any]], seed: int) -> None:
-    """Start the adapters of a model anew.
-
-    Parameters
-    ----------
-    model : Module
-        With fresh TuckA adapters.
-    start : str
-        One of `STARTS`.
-    batches : iterable of dict
-        Keyword arguments of the model, to see the layers' inputs.
-    seed : int
-        Of what is drawn.
-    """
+    """Start the fresh TuckA adapters of a model by one of `STARTS`; "inputs" reads batches of the model's inputs."""
     layers = [layer for layer in model.modules() if isinstance(layer, TuckALayer)]
     seen = {layer: torch.zeros(0, layer.in_features) for layer in layers}
 

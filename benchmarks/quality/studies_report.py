@@ -41,7 +41,7 @@ def by_task(records: Sequence[dict[str, Any]], study: str, folder: Path = STUDIE
 
 
 def ablation(tasks: dict[str, list[Row]]) -> str:
-    """Write what every change of a default does to the test accuracy, the best first."""
+    """Write how each change of a default changes the test accuracy, the best change first."""
     places = {task: {row.experiment.name: row for row in made} for task, made in tasks.items()}
     rows_of: dict[str, list[Row]] = {}
     changes: dict[str, list[float]] = {}

@@ -25,8 +25,8 @@ from transformers import (
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.problem import Item, Problem, Sizes
 from benchmarks.quality.starts import restart
+from examples.sentence_classifier import LengthBatches
 from tucka import load_entropy
-from tucka.demo.training import LengthBatches
 from tucka.peft import RouterCallback, TuckAConfig, accelerate_hra, expert_load
 
 _EVALUATION_BATCH = 100
@@ -70,7 +70,7 @@ def adapt(model: nn.Module, experiment: Experiment, problem: Problem, seed: int)
         model.requires_grad_(False)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # frozen features have nothing to regularise
+                module.p = 0.0  # frozen features need no regularisation
         for name in problem.head:
             model.get_submodule(name).requires_grad_(True)
         return model
@@ -84,14 +84,14 @@ def adapt(model: nn.Module, experiment: Experiment, problem: Problem, seed: int)
         config = getattr(peft, experiment.adapter)(**settings)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PEFT's, about versions of transformers
+            warnings.simplefilter("ignore")  # PEFT warns about versions of transformers
             adapted = peft.get_peft_model(model, config)
     except (ValueError, NotImplementedError) as error:
-        if not any(word in str(error) for word in ("support", "compatible")):  # PEFT has no class of its own for it
+        if not any(word in str(error) for word in ("support", "compatible")):  # PEFT has no error class for this
             raise
         raise Unsupported(str(error).splitlines()[0]) from error
     if experiment.adapter == "HRAConfig":
-        accelerate_hra(adapted)  # the same numbers, sooner
+        accelerate_hra(adapted)  # the same numbers in less time
     return adapted
 
 
@@ -113,7 +113,7 @@ def _groups(model: nn.Module, experiment: Experiment, problem: Problem, rate: fl
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             factor = next((factor for part, factor in experiment.parts.items() if part in name), 1.0)
-            # Where there is nothing but the head, its learning rate is the one that is searched.
+            # Where only the head is trained, its learning rate is the one that is searched.
             is_head = _in_head(name, problem.head) and experiment.kind != "features"
             own = head_rate if is_head else rate * factor
             groups.setdefault(own, []).append(parameter)

@@ -108,44 +108,44 @@ ROUTERS: dict[str, tuple[str, Start]] = {
 }
 
 
-def logits_of(features: Matrix, centroids: Matrix, center: Matrix | None, kind: str | None = None) -> Matrix:
-    kind = kind or ("dot" if center is None else "centered")
-    return tucka.affinity_logits(features, centroids, kind=kind, center=center)
+def logits_of(features: Matrix, centroids: Matrix, center: Matrix | None, affinity: str | None = None) -> Matrix:
+    affinity = affinity or ("dot" if center is None else "centered")
+    return tucka.affinity_logits(features, centroids, affinity=affinity, center=center)
 
 
-def choices(kind: str, features: Matrix, seen: Matrix, made: tuple[Matrix, Matrix | None, Matrix | None]) -> Matrix:
-    """Return the group of each feature; some kinds are measured here and are not in the library."""
+def choices(affinity: str, features: Matrix, seen: Matrix, made: tuple[Matrix, Matrix | None, Matrix | None]) -> Matrix:
+    """Return the group of each feature; some affinities are not in the library."""
     centroids, center, bias = made
-    if kind == "cosine":
-        kind, centroids = "directional", centroids / np.linalg.norm(centroids, axis=-1, keepdims=True)
-    elif kind == "whitened":  # the product in the whitened space, of features and centroids without the centre
+    if affinity == "cosine":
+        affinity, centroids = "directional", centroids / np.linalg.norm(centroids, axis=-1, keepdims=True)
+    elif affinity == "whitened":  # the product in the whitened space, of features and centroids without the centre
         center = seen.mean(axis=0)
         _, singular, rows = np.linalg.svd(seen - center, full_matrices=False)
         known = singular > 0.05 * singular[0]
         back = (rows[known] / singular[known, None] ** 2) * len(seen)
-        centroids, kind = (centroids - center) @ rows[known].T @ back, "centered"
-    if kind == "distance":
+        centroids, affinity = (centroids - center) @ rows[known].T @ back, "centered"
+    if affinity == "distance":
         logits = features @ centroids.reshape(-1, features.shape[1]).T - 0.5 * (centroids**2).sum(axis=-1).ravel()
         logits = logits.reshape(len(features), *centroids.shape[:2])
     else:
-        logits = logits_of(features, centroids, center, kind)
+        logits = logits_of(features, centroids, center, affinity)
     best = logits.max(axis=2)
     return (best if bias is None else best + bias).argmax(axis=1)
 
 
 def measure(features: Features, k: int, seed: int) -> dict[str, dict[str, list[int]]]:
-    """Return, for each router, the load of the groups by granularity."""
+    """Return for each router the load of its groups, by routing."""
     vectors = features.vectors.astype(np.float64)[np.random.default_rng(seed).permutation(len(features.vectors))]
     seen, unseen = vectors[: BATCH * BATCHES], vectors[BATCH * BATCHES :]
     means = unseen[: len(unseen) // BATCH * BATCH].reshape(-1, BATCH, unseen.shape[1]).mean(axis=1)
     batches = seen.reshape(BATCHES, BATCH, -1)
     middles = batches.mean(axis=1)
-    # What the library makes of the same data where batches are routed.
+    # The features from which the library starts a router of batches on the same data.
     alike = features_like_batches(middles, (batches - middles[:, None]).reshape(seen.shape), batch_size=BATCH)
     loads: dict[str, dict[str, list[int]]] = {}
-    for name, (kind, start) in ROUTERS.items():
+    for name, (affinity, start) in ROUTERS.items():
         loads[name] = {
-            routing: np.bincount(choices(kind, routed, given, start(given, k, seed)), minlength=k).tolist()
+            routing: np.bincount(choices(affinity, routed, given, start(given, k, seed)), minlength=k).tolist()
             for routing, routed, given in (("sample", unseen, seen), ("batch", means, alike))
         }
     return loads

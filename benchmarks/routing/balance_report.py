@@ -20,7 +20,7 @@ def ceiling(routings: int, k: int) -> float:
 
 
 def summary(report: dict[str, Any]) -> dict[tuple[str, str], dict[tuple[str, int], tuple[float, float, float]]]:
-    """Return, by router and routing, then by source and k: mean entropy, its least, the least share of any group."""
+    """Return mean entropy, least entropy and least share of a group, by router and routing, then by source and k."""
     found: dict[tuple[str, str], dict[tuple[str, int], tuple[float, float, float]]] = {}
     for row in report["rows"]:
         found.setdefault((row["router"], row["routing"]), {})[row["source"], row["k"]] = _figures(row["loads"])
@@ -49,7 +49,7 @@ def table(report: dict[str, Any], routing: str) -> str:
 
 
 def ranges(report: dict[str, Any]) -> str:
-    """Say for each router how its cells spread: the least and the largest mean over sources and k."""
+    """Write for each router the least and the largest mean entropy over sources and k."""
     found = summary(report)
     lines = ["| router | batch routing | sample routing |", "|---|---|---|"]
     for router in dict.fromkeys(router for router, _ in found):

@@ -1,12 +1,11 @@
-"""Routing features of real models on real data: the input of the layer that would route, averaged over each sample.
+"""Routing features of real models on real data: the input of the layer that would route, averaged over each sample."""
 
-Three sources, with the models and data of the quality benchmark's tasks, each cached as one file in the user's cache
-folder after the first use:
-
-minilm        all-MiniLM-L6-v2 on four domains of rated sentences: the input of the first query projection
-smollm2       SmolLM2-135M-Instruct on the same sentences: the input of the first block's query projection
-efficientnet  EfficientNet-lite0 on Fashion-MNIST: the input of the last convolution (``_conv_head``)
-"""
+# Three sources, with the models and data of the quality benchmark's tasks, each cached as one file in the user's cache
+# folder after the first use:
+#
+# minilm        all-MiniLM-L6-v2 on four domains of rated sentences: the input of the first query projection
+# smollm2       SmolLM2-135M-Instruct on the same sentences: the input of the first block's query projection
+# efficientnet  EfficientNet-lite0 on Fashion-MNIST: the input of the last convolution (``_conv_head``)
 
 from __future__ import annotations
 
@@ -19,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.quality.tasks.sources import rated_sentences
+from examples.data import Sentence, cache_folder, split_domains
+from examples.sentence_classifier import load_classifier
 from tucka.core.routing import routing_feature
-from tucka.demo.data import Sentence, split_domains
-from tucka.demo.download import cache_folder
-from tucka.demo.model import load_classifier
 
 __all__ = ["SOURCES", "Features", "load_features"]
 
@@ -35,21 +33,11 @@ _FORMAT = 2  # of the cached files
 
 @dataclass(frozen=True)
 class Features:
-    """One vector for each sample, in an order that mixes the labels.
+    """One vector for each sample, in an order that mixes the labels."""
 
-    Parameters
-    ----------
-    vectors : array, shape (n, d), float32
-        Routing features of samples.
-    labels : array, shape (n,), integers
-        Positions in `names`.
-    names : list of str
-        Domains or classes.
-    """
-
-    vectors: np.ndarray
-    labels: np.ndarray
-    names: list[str]
+    vectors: np.ndarray  # routing features of samples
+    labels: np.ndarray  # positions in `names`
+    names: list[str]  # domains or classes
 
 
 def sentences() -> list[Sentence]:
@@ -68,7 +56,7 @@ def _text_features(tokenizer: Any, embed: Callable[[Tensor], Tensor]) -> Feature
             texts = [row.text for row in rows[start : start + _BATCH]]
             batch = tokenizer(texts, padding=True, truncation=True, max_length=MAX_LENGTH, return_tensors="pt")
             hidden = embed(batch["input_ids"])
-            vectors.append(routing_feature(hidden, mask=batch["attention_mask"], granularity="sample").numpy())
+            vectors.append(routing_feature(hidden, mask=batch["attention_mask"], routing="sample").numpy())
     return Features(np.concatenate(vectors), np.array([names.index(row.domain) for row in rows]), names)
 
 
@@ -100,7 +88,7 @@ def efficientnet() -> Features:
     made: list[Tensor] = []
 
     def look(_module: nn.Module, inputs: tuple[Tensor]) -> None:
-        made.append(routing_feature(inputs[0].movedim(1, -1).contiguous(), granularity="sample"))
+        made.append(routing_feature(inputs[0].movedim(1, -1).contiguous(), routing="sample"))
 
     model.encoder._conv_head.register_forward_pre_hook(look)
     pictures, labels = images.read_images(images.data_folder(), "train")
@@ -115,23 +103,7 @@ SOURCES: dict[str, Callable[[], Features]] = {"minilm": minilm, "smollm2": smoll
 
 
 def load_features(source: str) -> Features:
-    """Return a source's features, from the cache where they have been made before.
-
-    Parameters
-    ----------
-    source : str
-        A key of `SOURCES`.
-
-    Returns
-    -------
-    Features
-        The features.
-
-    Raises
-    ------
-    TaskError
-        If a package or file is missing.
-    """
+    """Return the features of one of `SOURCES`, from the cache where they have been made before."""
     path = cache_folder() / f"features-{source}-{_FORMAT}.npz"
     if not path.is_file():
         made = SOURCES[source]()

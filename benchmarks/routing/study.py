@@ -1,4 +1,4 @@
-"""Train adapters on four domains of sentences and see what their routers do: does routing pay, and does it stay even?
+"""Train adapters on four domains of sentences and see whether routing helps, and whether it stays balanced.
 
 python -m benchmarks.routing.study run pays --seeds 5      # k = 1 against 2, 4, 8 at equal parameters
 python -m benchmarks.routing.study run balance --seeds 2   # the load before and after training, by router
@@ -26,14 +26,12 @@ from torch import Tensor, nn
 
 from benchmarks.provenance import provenance
 from benchmarks.routing.study_report import write_report
+from examples.data import DOMAINS, fetch_sentences, read_domains, split_domains
+from examples.sentence_classifier import Collator, Item, LengthBatches, SentenceClassifier, encode, load_classifier
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.core.balance import load_entropy
 from tucka.core.counts import count_parameters
-from tucka.demo.data import DOMAINS, read_domains, split_domains
-from tucka.demo.download import fetch_sentences
-from tucka.demo.model import Collator, Item, SentenceClassifier, encode, load_classifier
-from tucka.demo.training import LengthBatches
 from tucka.peft import TuckAConfig, adapted_modules, balance_router, expert_load, initialize_router
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -42,7 +40,7 @@ MAX_LENGTH = 64
 EPOCHS, BATCH, RATE = 2, 32, 2e-3
 INITIAL_BATCHES = 16
 BATCH_DEALS = 8
-# What one training may spend on parameters, head not counted: k = 4 at the rank 8.
+# Each training may have as many parameters, without the head, as k = 4 with rank 8.
 BUDGET_K, BUDGET_R = 4, 8
 
 
@@ -68,7 +66,7 @@ class Setting:
 def settings(name: str) -> list[Setting]:
     """List what a set of trainings compares."""
     if name == "pays":
-        # Fewer sentences than for the balance: there are many trainings, and accuracy is measured after each.
+        # Fewer sentences than for the balance, because there are many trainings, and each one is tested.
         sizes = {"train": 200, "test": 400}
         singles = [Setting(1, "batch", batches, **sizes) for batches in ("mixed", "one domain")]
         ways = [("batch", "mixed"), ("batch", "one domain"), ("sample", "mixed"), ("token", "mixed")]
@@ -120,7 +118,7 @@ def batches_of(items: Sequence[Item], size: int, kind: str) -> Iterator[list[Ite
 
 
 def rank_of(k: int) -> int:
-    """Find the rank at which k groups come closest to the parameters that all trainings may have."""
+    """Find the rank at which k groups have closest to the number of parameters that each training may have."""
     layers = [(384, 384), (384, 384), (384, 384), (384, 1536), (1536, 384)] * 6
     sizes = {"t": 2, "p": 2}
     budget = count_parameters("tucka", layers, r=BUDGET_R, k=BUDGET_K, **sizes)
@@ -149,7 +147,7 @@ def inputs(items: Sequence[Item]) -> dict[str, Tensor]:
 
 
 def train(model: nn.Module, setting: Setting) -> None:
-    """Train on the CPU: AdamW, a short warm-up, then linearly down to zero."""
+    """Train on the CPU with AdamW; the learning rate warms up shortly and then falls linearly to zero."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
     plan = [
@@ -190,7 +188,7 @@ def routes(model: nn.Module, setting: Setting) -> dict[str, Any]:
     table = np.zeros((len(DOMAINS), setting.k), dtype=int)
     decisions = np.zeros(setting.k, dtype=int)
     torch.manual_seed(0)
-    # A batch is one decision, and there are few of them: with batch routing the sentences are dealt several times.
+    # With batch routing a batch is one decision. To get enough decisions, the sentences are put into batches again.
     deals = BATCH_DEALS if setting.routing == "batch" else 1
     dealt = (
         rows
@@ -227,9 +225,9 @@ def accuracy(model: nn.Module, setting: Setting) -> dict[str, float]:
 
 
 def one_training(setting: Setting, seed: int, *, measures: bool) -> dict[str, Any]:
-    started = time.process_time()  # of the processor: trainings may share it
+    started = time.process_time()  # of the processor, which several trainings may share
     model = adapt(setting, seed)
-    torch.manual_seed(1000 + seed)  # the same batches for all settings that have the same kind of them
+    torch.manual_seed(1000 + seed)  # the same batches for all settings with this kind of batches
     looked = (inputs(rows) for rows in batches_of(data(setting.train, setting.test).train, BATCH, setting.batches))
     initialize_router(model, looked, max_batches=INITIAL_BATCHES, scale=setting.scale, progress=False)
     before = routes(model, setting)

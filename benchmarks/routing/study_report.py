@@ -107,11 +107,11 @@ def balance(rows: list[Row]) -> str:
 
 
 def maps(rows: list[Row], path: Path) -> None:
-    """Draw which group serves which domain, for k = 4 and one seed, by granularity."""
+    """Draw which group serves which domain, for k = 4 and one seed, by routing."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from tucka.demo.data import DOMAINS
+    from examples.data import DOMAINS
 
     chosen = _by_setting([row for row in rows if row["k"] == 4], ("routing", "batches"))
     if not chosen:
@@ -120,7 +120,7 @@ def maps(rows: list[Row], path: Path) -> None:
     FigureCanvasAgg(drawn)
     grid = drawn.subplots(1, len(chosen), squeeze=False)[0]
     for ax, ((routing, batches), found) in zip(grid, chosen.items(), strict=True):
-        group_by_label(dict(zip(DOMAINS, found[0]["after"]["table"], strict=True)), ax)
+        group_by_label(dict(zip(DOMAINS, found[0]["after"]["table"], strict=True)), ax=ax)
         bits = np.mean([information(row["after"]["table"]) for row in found])
         ax.set_title(f"{routing}, {batches} batches ({bits:.2f} bits)", fontsize=10)
     drawn.savefig(path)

@@ -1,4 +1,4 @@
-"""Blocks of doctests without the blank line that ends them in the source."""
+"""Removes the blank line that ends a doctest block in the source."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def trim(_app: Sphinx, page: nodes.document) -> None:
-    """Cut white space off the ends of a page's code."""
+    """Remove the white space at the end of each code block of a page."""
     for block in page.findall(nodes.literal_block):
-        if block.rawsource == block.astext():  # else something is marked up inside
+        if block.rawsource == block.astext():  # a block with markup inside has another text
             block.rawsource = block.rawsource.rstrip()
             block[:] = [nodes.Text(block.rawsource)]
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:
-    """Trim each page after it was read."""
+    """Trim each page after Sphinx has read it."""
     app.connect("doctree-read", trim)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

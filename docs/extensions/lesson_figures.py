@@ -1,4 +1,4 @@
-"""How the tutorials' figures are drawn: as vectors, on no background, in inks that both themes leave readable."""
+"""Draws the tutorials' figures as vectors, without background, in a grey that is readable in both themes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STYLE = {
     "figure.constrained_layout.use": True,
     "image.cmap": "RdBu_r",
     "lines.linewidth": 2,
-    "svg.hashsalt": "tucka",  # the same file from every run
+    "svg.hashsalt": "tucka",  # every run writes the same file
 }
 
 

@@ -1,6 +1,6 @@
-"""Formulas as MathML, which browsers draw themselves: no script, no font and no network.
+"""Writes formulas as MathML, which browsers draw without a script, a font or a network.
 
-The translation is docutils' own. A wrong formula is a warning, which stops the build.
+docutils translates the formulas. A wrong formula is a warning, and a warning stops the build.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _UNBRACED = re.compile(r"frac\s*[0-9a-zA-Z]")
 
 def _mathml(node: nodes.math | nodes.math_block, *, as_block: bool) -> str:
     latex = node.astext()
-    if _UNBRACED.search(latex):  # docutils would read \frac12 as a fraction of 12
+    if _UNBRACED.search(latex):  # docutils reads \frac12 as a fraction with the numerator 12
         _logger.warning("formula: expected braces around both parts of a fraction in %s", latex, location=node)
     try:
         return tex2mathml(latex, as_block=as_block)
@@ -35,13 +35,13 @@ def _mathml(node: nodes.math | nodes.math_block, *, as_block: bool) -> str:
 
 
 def visit_inline(translator: HTML5Translator, node: nodes.math) -> None:
-    """Write a formula in a line."""
+    """Write a formula inside a line of text."""
     translator.body.append(_mathml(node, as_block=False))
     raise nodes.SkipNode
 
 
 def visit_block(translator: HTML5Translator, node: nodes.math_block) -> None:
-    """Write a formula on its own, with its number where it has one."""
+    """Write a formula as a block of its own, with its number if it has one."""
     translator.body.append(translator.starttag(node, "div", "", CLASS="math"))
     if node["number"]:
         translator.body.append(f'<span class="eqno">({get_node_equation_number(translator, node)})')

@@ -2,12 +2,12 @@
 1. Mode products and Tucker in ten minutes
 ==========================================
 
-Tensor experts need two ideas from tensor algebra: the *mode product*, and the *Tucker form*, which is a small tensor
-with a mode product along each of its modes. This lesson takes both from nothing, in NumPy; at the end the same lines
-run on PyTorch and JAX arrays, gradients included.
+In this lesson you learn the two ideas of tensor algebra that tensor experts need. The *mode product* multiplies a
+tensor by a matrix. The *Tucker form* is a small tensor with a mode product along each of its modes. The lesson assumes
+no tensor algebra and uses NumPy. At the end the same lines run on PyTorch and JAX arrays, with gradients.
 
-A tensor is an array with any number of axes. Its axes are called modes, and here they count from 0, as NumPy's do
-(the literature, and the paper behind this library, counts them from 1).
+A tensor is an array with any number of axes. Its axes are called modes. Here they count from 0, as in NumPy; the
+literature, and the paper behind this library, counts them from 1.
 """
 
 import matplotlib.pyplot as plt
@@ -23,36 +23,36 @@ tensor = rng.normal(size=(3, 4, 5))
 # The mode product
 # ----------------
 #
-# A matrix times a vector mixes the vector's entries. The product of a tensor with a matrix along mode *n* does that to
-# every vector that runs along mode *n*:
+# A matrix times a vector mixes the entries of the vector. The product of a tensor with a matrix along mode *n* does
+# this to every vector that runs along mode *n*:
 #
 # .. math::
 #
 #    \mathcal{Y} = \mathcal{X} \times_n A, \qquad
 #    \mathcal{Y}_{\ldots j \ldots} = \sum_{i_n} \mathcal{X}_{\ldots i_n \ldots} A_{j i_n} .
 #
-# Mode *n* gets as many entries as *A* has rows. All other modes stay:
+# Mode *n* gets as many entries as *A* has rows. The other modes keep their sizes:
 
 matrix = rng.normal(size=(7, 4))
 tucka.mode_product(tensor, matrix, mode=1).shape
 
 # %%
-# It is one line of einsum, which says which letter is summed:
+# One line of einsum computes the same. It shows which letter is summed:
 
 np.allclose(
     tucka.mode_product(tensor, matrix, mode=1), np.einsum("abc,jb->ajc", tensor, matrix)
 )
 
 # %%
-# For a matrix, mode 0 is multiplication from the left, and mode 1 is multiplication from the right by the transpose.
-# So :math:`\times_0 A \times_1 B` of a matrix *X* is :math:`A X B^\top`, the form that a singular value decomposition
-# has:
+# For a matrix, the product along mode 0 multiplies from the left, and the product along mode 1 multiplies from the
+# right by the transpose. So :math:`\times_0 A \times_1 B` of a matrix *X* is :math:`A X B^\top`, the form of a singular
+# value decomposition:
 
 x, left, right = rng.normal(size=(4, 5)), rng.normal(size=(2, 4)), rng.normal(size=(3, 5))
 np.allclose(tucka.multi_mode_product(x, [left, right]), left @ x @ right.T)
 
 # %%
-# Two rules are worth knowing. Products along *different* modes commute, so nobody needs to remember an order:
+# There are two rules. First, products along *different* modes commute, so their order does not matter:
 
 along_0, along_2 = rng.normal(size=(6, 3)), rng.normal(size=(2, 5))
 one_way = tucka.mode_product(tucka.mode_product(tensor, along_0, mode=0), along_2, mode=2)
@@ -62,14 +62,14 @@ other_way = tucka.mode_product(
 np.allclose(one_way, other_way)
 
 # %%
-# Products along the *same* mode multiply their matrices, the second one from the left:
+# Second, products along the *same* mode multiply their matrices, and the second matrix stands on the left:
 
 first, second = rng.normal(size=(6, 4)), rng.normal(size=(2, 6))
 one_by_one = tucka.mode_product(tucka.mode_product(tensor, first, mode=1), second, mode=1)
 np.allclose(one_by_one, tucka.mode_product(tensor, second @ first, mode=1))
 
 # %%
-# A size that does not fit is named, before anything is computed:
+# A size that does not fit raises an error before anything is computed:
 
 try:
     tucka.mode_product(tensor, matrix, mode=0)
@@ -80,8 +80,8 @@ except tucka.ShapeError as error:
 # The Tucker form
 # ---------------
 #
-# Take a small *core* tensor and multiply it along every mode by a tall matrix, a *factor*. The result is large, but
-# everything about it is said by the small parts:
+# Take a small *core* tensor and multiply it along every mode by a tall matrix, a *factor*. The result is large, but the
+# small parts determine it completely:
 
 core = rng.normal(size=(2, 3, 3))
 factors = [
@@ -92,10 +92,10 @@ held = core.size + sum(factor.size for factor in factors)
 print(f"{large.shape}: {large.size:,} entries from {held} numbers")
 
 # %%
-# The sizes of the core, (2, 3, 3), are the *multilinear rank*: along each mode, how many directions there are.
+# The sizes of the core, (2, 3, 3), are the *multilinear rank*: the number of directions along each mode.
 #
-# The other way round, a tensor that is given can be squeezed into this form. A colour photograph is a tensor of height,
-# width and three colours. TensorLy, on which this library builds, finds the factors:
+# The Tucker form can also approximate a given tensor. A colour photograph is a tensor of height, width and three
+# colours. TensorLy, on which this library builds, finds the factors:
 
 from tensorly.decomposition import tucker
 
@@ -116,8 +116,8 @@ for ax in axes:
     ax.axis("off")
 
 # %%
-# The core is worth a look too. The factors are orthonormal, so all of the size is in the core, and most of that in one
-# corner: the first directions of one mode go with the first directions of the others.
+# The next figure shows the core. The factors are orthonormal, so the core has the whole norm of the tensor. Most of
+# this norm is in one corner: the first directions of one mode combine with the first directions of the others.
 
 figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.9))
 for colour, ax in enumerate(axes):
@@ -129,8 +129,8 @@ figure.colorbar(picture, ax=axes, label="log10 |entry|")
 # Nothing large is formed
 # -----------------------
 #
-# What makes the form useful in a neural network: to *apply* a matrix that is held this way one never forms it. If
-# :math:`T = U G U^\top` with *U* of 1000 × 4, then :math:`xT = ((xU)G)U^\top`, two thin products:
+# In a neural network, the Tucker form is useful because you can *apply* a matrix without forming it. If
+# :math:`T = U G U^\top` with *U* of 1000 × 4, then :math:`xT = ((xU)G)U^\top`, which is two thin products:
 
 basis, small = rng.normal(size=(1000, 4)), rng.normal(size=(4, 4))
 rows = rng.normal(size=(8, 1000))
@@ -144,8 +144,8 @@ print(
 # The same lines in PyTorch
 # -------------------------
 #
-# The functions find the library from the arrays. There is no backend to select, and arrays stay what they are, with
-# their dtype, device and gradients:
+# The functions find the library from the arrays, so you do not select a backend. The results keep the library, dtype
+# and device of the arrays, and gradients flow through them:
 
 import torch
 
@@ -161,7 +161,8 @@ print(tensor.shape, tensor.dtype, torch_core.grad.shape)
 # And in JAX
 # ----------
 #
-# Here too, and under its transformations: ``grad`` differentiates the function, ``jit`` compiles it.
+# The same lines run in JAX and under its transformations: ``grad`` differentiates the function, and ``jit`` compiles
+# it.
 
 import jax
 import jax.numpy as jnp
@@ -182,4 +183,4 @@ print(
 )
 
 # %%
-# Where to go on: the next lesson turns an adapter that is a single matrix into a tensor of many.
+# The next lesson turns an adapter that is a single matrix into a tensor of many experts.

@@ -2,9 +2,10 @@ r"""
 2. From HRA to tensor experts, step by step
 ===========================================
 
-Householder reflection adaptation (HRA) turns the inputs of a frozen layer by a product of reflections. TuckA starts
-from the thin form of that product and puts many experts into it. This lesson walks from the one to the other and looks
-at every tensor on the way. All equation numbers are those of `arXiv:2511.06859 <https://arxiv.org/abs/2511.06859>`_.
+In this lesson you build tensor experts from Householder reflection adaptation (HRA), and look at every tensor on the
+way. HRA multiplies the inputs of a frozen layer by a product of reflections. TuckA starts from the thin form of this
+product and puts many experts into it. The equation numbers are those of
+`arXiv:2511.06859 <https://arxiv.org/abs/2511.06859>`_.
 """
 
 import matplotlib.pyplot as plt
@@ -30,8 +31,8 @@ def show(*named, width=8.5, height=2.6):
 # One reflection
 # --------------
 #
-# A unit vector *u* defines a mirror, the plane at a right angle to it. :math:`H = I - 2uu^\top` maps every point to its
-# mirror image. Lengths and angles stay, which is why such a map is gentle to what a pretrained layer expects.
+# A unit vector *u* defines a mirror, the plane at a right angle to *u*. :math:`H = I - 2uu^\top` maps every point to
+# its mirror image. The map keeps lengths and angles, so it changes little of what a pretrained layer expects.
 
 u = np.array([[np.cos(2.2)], [np.sin(2.2)]])
 points = rng.normal(size=(12, 2)) * 0.4 + np.array([1.0, 0.6])
@@ -51,8 +52,8 @@ legend = ax.legend()
 # A product of reflections is thin
 # --------------------------------
 #
-# HRA multiplies *r* of them. The product is a d × d matrix, but it differs from the identity in *r* directions only,
-# Eq. (1):
+# HRA multiplies *r* reflections. The product is a d × d matrix, but it differs from the identity in *r* directions
+# only, Eq. (1):
 #
 # .. math:: \prod_{i=1}^{r} (I - 2 u_i u_i^\top) = I + U \Gamma U^\top .
 #
@@ -71,7 +72,7 @@ show(
 print(np.allclose(product, np.eye(d) + vectors @ gamma @ vectors.T))
 
 # %%
-# So an activation passes through two thin products instead of a d × d one:
+# So an activation passes through two thin products instead of one d × d product:
 
 x = rng.normal(size=(5, d))
 np.allclose(x @ product, x + ((x @ vectors) @ gamma) @ vectors.T)
@@ -80,8 +81,8 @@ np.allclose(x @ product, x + ((x @ vectors) @ gamma) @ vectors.T)
 # Free the middle
 # ---------------
 #
-# In HRA :math:`\Gamma` has no freedom of its own. If the middle may be *any* r × r matrix *G*, the columns of *U*
-# become a basis of directions, and *G* says what happens between them. That is one expert:
+# In HRA, :math:`\Gamma` follows from *U* and is not free. Now let the middle be *any* r × r matrix *G*. The columns of
+# *U* are then a basis of directions, and *G* determines how these directions are combined. This is one expert:
 
 basis = np.linalg.qr(rng.normal(size=(d, r)))[0]
 middle = rng.normal(size=(r, r))
@@ -91,9 +92,9 @@ show(("expert", basis @ middle @ basis.T), ("U", basis), ("G", middle), ("Uᵀ",
 # Give the middle a third mode
 # ----------------------------
 #
-# Several experts could have several middles. TuckA goes a step further: *p* middles, the slices of a **core**, are
-# shared, and each of *t* experts is a combination of them. The coefficients are the rows of the **expert factor** *C*.
-# This is a Tucker tensor with a mode for the experts and two for the weights, Eq. (3) and (5):
+# Several experts could have one middle each. TuckA shares *p* middles among them, which are the slices of a **core**.
+# Each of *t* experts is a combination of these slices, and the coefficients are the rows of the **expert factor** *C*.
+# This is a Tucker tensor with one mode for the experts and two modes for the weights, Eq. (3) and (5):
 #
 # .. math::
 #
@@ -110,18 +111,18 @@ show(
 )
 
 # %%
-# And the four experts that these make:
+# These parts make four experts:
 
 show(*((f"expert {j}", tensor[j]) for j in range(t)))
 
 # %%
-# Four experts of 32 × 32, from two small slices. One more expert costs one more row of *C*: *p* numbers.
+# Two small slices make four experts of 32 × 32. One more expert costs one more row of *C*, which is *p* numbers.
 #
 # Groups
 # ------
 #
-# Experts that share a core are alike to some degree. So there are *k* groups with a core each; *C* and *U* are common
-# to all. The class that holds these parts is :class:`tucka.TuckerExperts`:
+# Experts that share a core are similar to some degree. TuckA therefore has *k* groups, and each group has its own core.
+# All groups share *C* and *U*. The class :class:`tucka.TuckerExperts` holds these parts:
 
 k = 3
 experts = tucka.TuckerExperts(rng.normal(size=(k, p, r, r)), expert_factor, basis)
@@ -139,8 +140,8 @@ for index in range(t):
     axes[0, index].set_title(f"expert {index}")
 
 # %%
-# How alike? The inner product of two groups, over the product of their norms, is the cosine between them. It comes from
-# the small parts too:
+# How similar are the groups? The cosine between two groups is their inner product divided by the product of their
+# norms. The small parts give it too:
 
 cosine = np.array(
     [
@@ -157,8 +158,8 @@ print(cosine.round(2))
 # Mix first, then apply
 # ---------------------
 #
-# A route gives every expert a *gate*, zero outside the chosen group. To use a mixture, the cores are mixed first. What
-# is left is one r × r matrix, and every activation pays for two thin products, however many experts there are, Eq. (9):
+# A route gives every expert a *gate*, which is zero outside the chosen group. A mixture mixes the cores first. One r ×
+# r matrix remains, so every activation passes through two thin products, however many experts there are, Eq. (9):
 #
 # .. math:: \bar G = \sum_{ijq} \gamma_{ij}\, C_{jq}\, \mathcal{G}_i[q], \qquad
 #           x' = x + \alpha\, ((xU)\, \bar G)\, U^\top .
@@ -171,10 +172,10 @@ show(("gates γ", gates), ("mixed core Ḡ", mixed), ("U Ḡ Uᵀ, never formed"
 print(np.allclose(experts.apply(x, gates, alpha=0.5), x + 0.5 * x @ formed))
 
 # %%
-# And back again
-# --------------
+# Back to HRA
+# -----------
 #
-# HRA is the case of one group with one expert whose core is :math:`\Gamma(U)`:
+# HRA is the case of one group with one expert, whose core is :math:`\Gamma(U)`:
 
 hra = tucka.householder_experts(vectors)
 print(
@@ -184,5 +185,5 @@ print(
 )
 
 # %%
-# What changes in between is the freedom: HRA's map is orthogonal whatever is learned, TuckA's is not. What TuckA can do
-# instead is to start as *exactly* the identity, with cores of zero, and to be several maps at once.
+# HRA and TuckA differ in what they may learn. The map of HRA stays orthogonal during training, and the map of TuckA
+# does not. But TuckA can start as *exactly* the identity, with cores of zero, and it can be several maps at once.

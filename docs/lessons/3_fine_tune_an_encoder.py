@@ -2,12 +2,12 @@
 3. Fine-tune a real encoder on four domains
 ===========================================
 
-The encoder is all-MiniLM-L6-v2, six layers of width 384. The sentences are film reviews, product reviews, newspaper
-editorials and tweets, whose sentiment people rated (Hutto and Gilbert, 2014); the task is to say whether a sentence is
-positive. One TuckA adapter serves all four domains, and its router decides, sentence by sentence, which group of
-experts works on it.
+In this lesson you fine-tune a pretrained encoder on real sentences, and look at what its router does. The encoder is
+all-MiniLM-L6-v2, with six layers of width 384. The sentences are film reviews, product reviews, newspaper editorials
+and tweets, whose sentiment people rated (Hutto and Gilbert, 2014). The task is to say whether a sentence is positive.
+One TuckA adapter serves all four domains. For each sentence, its router decides which group of experts is used.
 
-To be quick, this page trains on few sentences; ``make demo`` takes more, and compares with LoRA.
+This page trains on few sentences, so that it is quick. ``make demo`` takes more sentences, and compares with LoRA.
 """
 
 import tempfile
@@ -18,9 +18,8 @@ from peft import PeftModel, get_peft_model
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
-from tucka.demo.data import read_domains, split_domains
-from tucka.demo.download import fetch_sentences
-from tucka.demo.model import Collator, encode, load_classifier
+from examples.data import fetch_sentences, read_domains, split_domains
+from examples.sentence_classifier import Collator, encode, load_classifier
 from tucka.peft import RouterCallback, TuckAConfig, adapted_modules, expert_load
 from tucka.plots import group_by_label
 
@@ -30,7 +29,8 @@ set_seed(0)
 # Sentences and model
 # -------------------
 #
-# The loaders are the demo's. ``load_classifier`` puts masked mean pooling and a linear head on the pretrained encoder:
+# The lesson uses the same loaders as the demo. ``load_classifier`` puts masked mean pooling and a linear head on the
+# pretrained encoder:
 
 split = split_domains(read_domains(fetch_sentences()), train=80, test=100)
 for sentence in split.train[::80]:
@@ -46,8 +46,8 @@ collate = Collator(tokenizer.pad_token_id)
 # The adapter
 # -----------
 #
-# Four groups of two experts, in every query, value and dense layer. ``routing="sample"`` makes one decision for each
-# sentence, so what is said of a sentence does not depend on the others in its batch. The head is trained whole:
+# Every query, value and dense layer gets four groups of two experts. ``routing="sample"`` makes one decision for each
+# sentence, so a prediction does not depend on the other sentences of its batch. All parameters of the head are trained:
 
 config = TuckAConfig(
     r=8,
@@ -65,8 +65,8 @@ print(len(rows), "layers are adapted; the first one owns the router:")
 print(rows[0])
 
 # %%
-# What it can do before
-# ---------------------
+# Accuracy before training
+# ------------------------
 
 
 @torch.no_grad()
@@ -91,8 +91,8 @@ print({domain: f"{value:.2f}" for domain, value in before.items()})
 # Train
 # -----
 #
-# With the Trainer of transformers. The callback starts the router from training data, and adds the load of the groups
-# to the Trainer's log:
+# We train with the Trainer of transformers. The callback starts the router from training data, and adds the load of the
+# groups to the log of the Trainer:
 
 callback = RouterCallback(max_batches=20, progress=False)
 with tempfile.TemporaryDirectory() as folder:
@@ -141,8 +141,8 @@ axes[1].set(
 print(f"{summary.global_step} steps")
 
 # %%
-# What it can do now
-# ------------------
+# Accuracy after training
+# -----------------------
 
 after, load = evaluate(model)
 _, ax = plt.subplots(figsize=(6, 3.2))
@@ -157,7 +157,7 @@ ax.set(ylim=(0, 1.1), ylabel="accuracy on 100 test sentences")
 legend = ax.legend(frameon=False, ncols=2, loc="upper left")
 
 # %%
-# With 100 sentences each, a standard error is about 0.04. Which experts served which domain?
+# With 100 sentences in each domain, a standard error is about 0.04. Which groups of experts served which domain?
 
 _, ax = plt.subplots(figsize=(5, 3.2))
 axes = group_by_label(load, ax=ax)
@@ -166,8 +166,7 @@ axes = group_by_label(load, ax=ax)
 # Save it, load it, get the same
 # ------------------------------
 #
-# The file holds the adapter, its router and the head. Loading is PEFT's own, in a program that has imported
-# ``tucka.peft``:
+# The file holds the adapter, its router and the head. PEFT loads it, in a program that has imported ``tucka.peft``:
 
 batch = collate(test_items["tweets"][:10])
 with tempfile.TemporaryDirectory() as folder:

@@ -2,12 +2,12 @@
 4. TuckerAdapter in your own model
 ==================================
 
-PEFT adapts models of its own kind. In a research model you place the parts yourself: a
+In this lesson you put Tucker experts into your own torch model, without PEFT. You place two parts: a
 :class:`~tucka.backends.torch.Router` that makes gates, and a :class:`~tucka.backends.torch.TuckerAdapter` around each
-layer that is to be adapted. The gates are passed by hand, so there is no hidden state.
+layer that is to be adapted. You pass the gates by hand, so there is no hidden state.
 
-The task here is made so that one expert does poorly and a mixture well: four sensors measure the same thing, each
-mounted at another angle. A network was trained on a sensor that is mounted straight, and is frozen.
+The task is made so that one expert does poorly and a mixture does well. Four sensors measure the same quantity, and
+each sensor is mounted at another angle. A network was trained on a sensor that is mounted straight, and is frozen.
 """
 
 import matplotlib.pyplot as plt
@@ -18,22 +18,22 @@ from tucka import TuckerSpec
 from tucka.backends.torch import Router, TuckerAdapter
 
 torch.manual_seed(0)
-torch.set_num_threads(1)  # these tensors are too small for more
+torch.set_num_threads(1)  # the tensors are small, so more threads do not help
 width, sensors = 16, 4
 
 # %%
 # The data
 # --------
 #
-# Sensor *s* turns its input by a rotation of its own. It also has an offset of its own: that is how one can tell where
-# a measurement comes from, though nothing says so in words.
+# Each sensor *s* rotates its input by its own rotation and adds its own offset. The offset makes it possible to tell
+# which sensor made a measurement, although no label says so.
 
 rotations = torch.linalg.qr(torch.randn(sensors, width, width))[0]
 offsets = 2.0 * torch.randn(sensors, width)
 
 
 def measure(count):
-    """Draw true states, and what a sensor makes of each."""
+    """Draw true states, sensors and the measurements that the sensors make."""
     state, sensor = torch.randn(count, width), torch.randint(sensors, (count,))
     seen = torch.einsum("nd,nde->ne", state, rotations[sensor]) + offsets[sensor]
     return state, sensor, seen
@@ -43,7 +43,7 @@ def measure(count):
 # The frozen network
 # ------------------
 #
-# It works on true states:
+# The network works on true states:
 
 network = nn.Sequential(nn.Linear(width, 64), nn.Tanh(), nn.Linear(64, 8))
 teacher = nn.Sequential(nn.Linear(width, 32), nn.Tanh(), nn.Linear(32, 8)).requires_grad_(
@@ -68,8 +68,8 @@ print(
 # Adapt it
 # --------
 #
-# Both linear layers get experts. One router serves both: it looks at the input, and whatever it decides goes to all
-# layers. An adapter only calls its base layer, so that may also be quantised, sharded, or of a class of your own.
+# Both linear layers get experts. One router serves both layers: it looks at the input, and all layers use its decision.
+# An adapter only calls its base layer, so the base layer may also be quantised, sharded, or of your own class.
 
 
 class Adapted(nn.Module):
@@ -95,10 +95,10 @@ print("unchanged at the start:", torch.equal(adapted(seen), network(seen)))
 # Give the router its centroids
 # -----------------------------
 #
-# The router compares the direction of the input, seen from a centre, with a centroid for each expert. Here we have a
-# few measurements whose sensor is known, so both experts of group *s* get the mean of sensor *s*. That route is right
-# from the start, so the router is frozen. Where nothing is known, :func:`tucka.balanced_centroids` splits unlabelled
-# inputs evenly, and the router trains on.
+# The router subtracts a centre from the input and compares the direction of the result with a centroid for each expert.
+# Here the sensor of a few measurements is known, so both experts of group *s* get the mean of sensor *s*. This route is
+# right from the start, so the router is frozen. Where no sensor is known, :func:`tucka.balanced_centroids` splits
+# unlabelled inputs evenly, and the router is trained further.
 
 _, sensor, seen = measure(200)
 center = seen.mean(dim=0)
@@ -110,8 +110,8 @@ _ = adapted.router.requires_grad_(False)
 # Train
 # -----
 #
-# As any other module. Beside it, for comparison, a single expert with as many numbers in its core, which treats all
-# sensors alike:
+# The model trains like any other module. For comparison we also train a single expert with as many numbers in its core,
+# which treats all sensors alike:
 
 
 def train(model, steps=600):
@@ -151,10 +151,10 @@ ax.set(
 legend = ax.legend(frameon=False)
 
 # %%
-# Who serves what
-# ---------------
+# Which group serves which sensor
+# -------------------------------
 #
-# Rows are sensors, columns are groups. An input says nothing of its sensor but where it lies:
+# Rows are sensors, columns are groups. Only the position of an input shows which sensor made it:
 
 from tucka.plots import group_by_label
 
@@ -171,8 +171,8 @@ axes = group_by_label(table, ax=ax)
 # Finer and coarser
 # -----------------
 #
-# The granularity is a matter of the specification alone; layers take whatever gates come, since the leading axes of
-# gates align with those of the activations:
+# The specification alone says whether the router decides for a batch, a sample or a token. The layers accept all three
+# kinds of gates, because the leading axes of gates align with those of the activations:
 
 x = torch.randn(5, 7, width)
 for routing in ("batch", "sample", "token"):
@@ -196,5 +196,5 @@ router = Router(convolution.spec, in_features=8)
 convolution(images, router(images.mean(dim=(2, 3)))).shape
 
 # %%
-# A model that is too deep to pass gates through by hand can use a :doc:`routing scope </reference/torch>`, which is
-# what the PEFT method does.
+# If a model is too deep to pass gates through by hand, use a :doc:`routing scope </reference/torch>`, as the PEFT
+# method does.

@@ -2,8 +2,8 @@
 5. Watch the router: collapse, balance, specialisation
 ======================================================
 
-A router that sends everything to one group makes a mixture of experts into one expert. This lesson shows how that comes
-about, on real sentences; what keeps it from happening; and how to see which group serves what.
+In this lesson you see on real sentences how a router collapses, what prevents this, and which group serves which
+sentences. A router that sends every input to one group makes a mixture of experts into one expert.
 """
 
 import matplotlib.pyplot as plt
@@ -11,18 +11,17 @@ import numpy as np
 import torch
 
 import tucka
+from examples.data import fetch_sentences, read_domains, split_domains
+from examples.sentence_classifier import Collator, encode, load_classifier
 from tucka.core.collapse import simulate_routing
-from tucka.demo.data import read_domains, split_domains
-from tucka.demo.download import fetch_sentences
-from tucka.demo.model import Collator, encode, load_classifier
-from tucka.plots import expert_load, group_by_label, routing_map
+from tucka.plots import group_by_label, load_bars, routing_map
 
 # %%
 # What a router sees
 # ------------------
 #
-# The router looks at the input of the first adapted layer, averaged over the tokens of a sentence. In an encoder that
-# is what its embeddings give out, so the rest of the model need not run:
+# The router looks at the input of the first adapted layer, averaged over the tokens of a sentence. In an encoder this
+# is the output of the embeddings, so the rest of the model does not have to run:
 
 split = split_domains(read_domains(fetch_sentences()), train=400, test=400)
 classifier, tokenizer = load_classifier(seed=0)
@@ -37,9 +36,7 @@ def features_of(sentences):
         batch = collate(encode(tokenizer, sentences[first : first + 200], max_length=48))
         hidden = classifier.encoder.embeddings(input_ids=batch["input_ids"])
         features.append(
-            tucka.routing_feature(
-                hidden, mask=batch["attention_mask"], granularity="sample"
-            )
+            tucka.routing_feature(hidden, mask=batch["attention_mask"], routing="sample")
         )
     return torch.cat(features).numpy()
 
@@ -49,8 +46,8 @@ test = {domain: features_of(rows) for domain, rows in split.test.items()}
 sentences = np.concatenate(list(test.values()))
 
 # %%
-# The paper routes batches: one decision for the mean over all sentences of a batch. Sixteen sentences, mixed from all
-# domains, are one batch here:
+# The paper routes batches: it makes one decision for the mean over all sentences of a batch. Here a batch is sixteen
+# sentences, mixed from all domains:
 
 batches = (
     np.random.default_rng(0).permutation(sentences).reshape(-1, 16, 384).mean(axis=1)
@@ -63,20 +60,21 @@ for name, features in (("sentences", sentences), ("batches", batches)):
     )
 
 # %%
-# What two batches have in common is several times what tells them apart. That is what the paper's rule stumbles over.
+# The part that all batches share is several times larger than the difference between batches. This is why the paper's
+# rule fails here.
 #
 # Collapse
 # --------
 #
-# The paper compares features with centroids by dot products, Eq. (6) and (7), and proposes to start the centroids
-# around the mean of the data, Eq. (10). Of the product :math:`h \cdot e`, the part :math:`\mu \cdot e` is the same for
-# all features; where it is large, it decides alone:
+# The paper compares features with centroids by dot products, Eq. (6) and (7), and starts the centroids around the mean
+# of the data, Eq. (10). In the product :math:`h \cdot e`, the part :math:`\mu \cdot e` is the same for all features.
+# Where this part is large, it alone decides:
 
 k, t = 4, 2
 
 
 def starts(seed):
-    """Return centroids, affinity and centre of each way to start."""
+    """Return centroids, affinity and centre for each way to start a router."""
     sizes = {"groups": k, "experts_per_group": t, "seed": seed}
     balanced, center = tucka.balanced_centroids(train, **sizes)
     return {
@@ -94,9 +92,9 @@ def starts(seed):
     }
 
 
-def groups_of(features, centroids, kind, center):
-    """Say which group each feature goes to."""
-    logits = tucka.affinity_logits(features, centroids, kind=kind, center=center)
+def groups_of(features, centroids, affinity, center):
+    """Return the group of each feature."""
+    logits = tucka.affinity_logits(features, centroids, affinity=affinity, center=center)
     return tucka.select_gates(logits).sum(axis=-1).argmax(axis=-1)
 
 
@@ -108,12 +106,12 @@ def load(features, start):
 _, axes = plt.subplots(1, 3, figsize=(9, 3.1), sharey=True)
 for ax, (title, start) in zip(axes, starts(seed=0).items(), strict=True):
     counts = load(batches, start)
-    expert_load(counts, ax=ax)
+    load_bars(counts, ax=ax)
     ax.set(title=f"{title}\nentropy {tucka.load_entropy(counts):.2f}", ylim=(0, 1.15))
 
 # %%
-# Entropy is 1 where all groups are used alike and 0 where one takes all. One seed could be luck, so here are twenty. An
-# even chance would reach about 0.99 with so few batches:
+# The entropy is 1 where all groups are used alike, and 0 where one group takes everything. One seed could be chance, so
+# we take twenty. With so few batches, an even random choice would reach about 0.99:
 
 entropies = {}
 for seed in range(20):
@@ -128,16 +126,16 @@ for name, rows in entropies.items():
     print(f"{name:32} {by_batch:7.2f}  {by_sentence:9.2f}")
 
 # %%
-# Single sentences differ more from each other, so with dot products they spread better than batches do; but only after
-# what they share is taken away does every group get its part.
+# Single sentences differ more from each other than batches do, so with dot products they spread better. But every group
+# gets its part only when the shared part is subtracted.
 
 # %%
-# Once collapsed, it stays
-# ------------------------
+# A collapse stays
+# ----------------
 #
-# Theorem 1 of the paper says that training makes it worse: the chosen group's centroid moves towards what it was chosen
-# for, and so it is chosen again. :func:`tucka.core.collapse.simulate_routing` follows that for many runs at once, in
-# the theorem's own setting. Here the features have the mean and the spread of the batches:
+# Theorem 1 of the paper says that training makes a collapse worse: the centroid of the chosen group moves towards the
+# inputs that chose it, and so it is chosen again. :func:`tucka.core.collapse.simulate_routing` computes this for many
+# runs at once, in the setting of the theorem. Here the features have the mean and the spread of the batches:
 
 setting = {
     "groups": k,
@@ -166,13 +164,13 @@ legend = ax.legend(frameon=False)
 # Balance
 # -------
 #
-# The default affinity looks at the *direction* of the feature after a centre was taken away: what all sentences share
-# is gone, and so is their scale. Centre and centroids come from data, once, before training:
-# :func:`tucka.peft.initialize_router`, or the :class:`~tucka.peft.RouterCallback` of the Trainer, do what was done by
-# hand above. A picture of it, features and centroids in the two directions in which they vary most:
+# The default affinity subtracts a centre from the feature and looks only at the *direction* of the result. This removes
+# what all sentences share, and also their scale. The centre and the centroids come from data, once, before training.
+# :func:`tucka.peft.initialize_router`, or the :class:`~tucka.peft.RouterCallback` of the Trainer, does what we did by
+# hand above. The next figure shows features and centroids in the two directions in which the features vary most:
 
-balanced, kind, center = starts(seed=0)["balanced, directional (default)"]
-group = groups_of(sentences, balanced, kind, center)
+balanced, affinity, center = starts(seed=0)["balanced, directional (default)"]
+group = groups_of(sentences, balanced, affinity, center)
 _, ax = plt.subplots(figsize=(5.6, 4.4))
 axes = routing_map(sentences, balanced, center=center, ax=ax)
 
@@ -180,7 +178,8 @@ axes = routing_map(sentences, balanced, center=center, ax=ax)
 # Specialisation
 # --------------
 #
-# Does a group serve a domain? Before any training, some do more than others, for sentences of one domain are alike:
+# Does a group serve a domain? Before any training some groups do more than others, because sentences of one domain are
+# similar:
 
 table, first = {}, 0
 for domain, rows in test.items():
@@ -193,7 +192,7 @@ axes = group_by_label(table, ax=ax)
 # While training
 # --------------
 #
-# ``RouterCallback`` writes the entropy and the shares to the Trainer's log, as lesson 3 shows. In code of your own,
-# ``expert_load(model, reset=True)`` of :mod:`!tucka.peft` counts the choices since it was last asked, and
-# ``last_route(model)`` returns the latest gates. If a router collapses all the same,
-# :doc:`/how-to/collapsed-router` goes through the causes.
+# ``RouterCallback`` writes the entropy and the shares to the log of the Trainer, as lesson 3 shows. In your own code,
+# ``expert_load(model, reset=True)`` of :mod:`!tucka.peft` counts the choices since the last reset, and
+# ``last_route(model)`` returns the latest gates. If a router still collapses, :doc:`/how-to/collapsed-router` helps to
+# find the cause.

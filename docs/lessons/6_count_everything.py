@@ -2,9 +2,9 @@ r"""
 6. Count everything
 ===================
 
-What an adapter costs follows from its sizes, so it can be known before anything is built. This lesson counts
-parameters, multiply-adds and memory by formula, and checks each of them against what PyTorch really does. At the end
-it checks the paper's :math:`\mathcal{O}(\tfrac{p}{k}M + kpr^2 + dr)` term by term.
+In this lesson you count what an adapter costs before you build anything. You count parameters, multiply-adds and memory
+by formula, and check each formula against what PyTorch really does. You also check the paper's
+:math:`\mathcal{O}(\tfrac{p}{k}M + kpr^2 + dr)` term by term.
 """
 
 import matplotlib.pyplot as plt
@@ -15,7 +15,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tucka
 from tucka.backends.torch import tucker_adapt
-from tucka.core.counts import compare_methods
 from tucka.peft import TuckAConfig, pin_route
 from tucka.plots import parameter_scaling
 
@@ -32,7 +31,7 @@ by_hand = sum(2 * 2 + 3 * 2 * 4 * 4 + d * 4 for d, _ in layers) + 3 * 2 * 64
 print(counted, by_hand)
 
 # %%
-# And this is what PEFT builds and trains:
+# PEFT builds and trains the same number:
 
 
 def model():
@@ -41,7 +40,7 @@ def model():
 
 
 def trained(adapted):
-    """Count the numbers that are trained."""
+    """Count the trained parameters."""
     return sum(
         parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad
     )
@@ -64,8 +63,8 @@ print(
 # Term by term
 # ------------
 #
-# With *M* = *kt* experts in all, :math:`tp = \tfrac{p}{k} M`. Now add one of each thing to a layer, and look at what it
-# costs. The router is left out here (``pinned=True``), as in the paper's formula:
+# With *M* = *kt* experts in all, :math:`tp = \tfrac{p}{k} M`. Now increase one size of a layer at a time, and see what
+# it costs. The router is left out here (``pinned=True``), as in the paper's formula:
 
 
 def layer(t=4, k=3, p=2, r=8, d=768, out=768):
@@ -79,8 +78,8 @@ print("one more unit of width:       ", layer(d=769) - layer(), "= r")
 print("a wider output:               ", layer(out=3072) - layer())
 
 # %%
-# Two sizes are not linear. The rank enters as a square and the number of slices multiplies it, so check the whole
-# polynomial on a grid:
+# Two sizes are not linear: the rank enters as a square, and the number of slices multiplies this square. So we check
+# the whole polynomial on a grid:
 
 all(
     layer(t=t, k=k, p=p, r=r, d=d) == t * p + k * p * r**2 + d * r
@@ -92,8 +91,8 @@ all(
 )
 
 # %%
-# Drawn, that is the paper's Figure 1(b): separate experts cost their full price each, groups a core each, and experts
-# within a group next to nothing.
+# The next figure is the paper's Figure 1(b). Separate experts cost their full price each, groups cost a core each, and
+# experts within a group cost very little.
 
 _, ax = plt.subplots(figsize=(6, 4))
 axes = parameter_scaling(ax=ax)
@@ -102,8 +101,8 @@ axes = parameter_scaling(ax=ax)
 # Multiply-adds
 # -------------
 #
-# For each token a layer takes :math:`2dr + r^2`. PyTorch can count what it executes; it counts two operations for each
-# multiply-add:
+# For each token a layer takes :math:`2dr + r^2` multiply-adds. PyTorch can count the operations that it executes; it
+# counts two operations for each multiply-add:
 
 x, basis, mixed_core = torch.randn(10, 768), torch.randn(768, 8), torch.randn(8, 8)
 with FlopCounterMode(display=False) as counter:
@@ -111,8 +110,8 @@ with FlopCounterMode(display=False) as counter:
 print(counter.get_total_flops() // 2, 10 * (2 * 768 * 8 + 8 * 8))
 
 # %%
-# Mixing the cores, and routing, are paid once for each decision, not for each token. So they vanish as soon as there
-# are a few tokens:
+# Mixing the cores and routing cost once for each decision, and not for each token. With a few tokens their share is
+# already small:
 
 tokens = (1, 10, 100, 1000)
 total = [
@@ -127,11 +126,11 @@ for count, ours in zip(tokens, total, strict=True):
 # Memory
 # ------
 #
-# Training keeps tensors from the forward to the backward. PyTorch lets one watch which:
+# Training keeps tensors from the forward to the backward. PyTorch can show which tensors these are:
 
 
 def kept_bytes(module, x):
-    """Sum the bytes that a forward keeps, each storage once, beside the module's own tensors."""
+    """Sum the bytes that a forward keeps: each storage once, without the module's own tensors."""
     own = {
         tensor.untyped_storage().data_ptr()
         for tensor in (*module.parameters(), *module.buffers())
@@ -150,7 +149,7 @@ def kept_bytes(module, x):
 one_layer = get_peft_model(
     nn.Sequential(nn.Linear(768, 768)), TuckAConfig(r=8, k=4, target_modules=["0"])
 )
-pin_route(one_layer, group=0)  # without its router, to see the layer alone
+pin_route(one_layer, group=0)  # no routing, so that the layer alone is measured
 x = torch.randn(512, 768)
 formula = tucka.count_activation_bytes(
     "tucka", [(768, 768)], tokens=512, r=8, k=4, pinned=True
@@ -160,9 +159,9 @@ print(
 )
 
 # %%
-# What it keeps is the input, the thin product *xU* and the mixed core. LoRA keeps the input and its thin product.
+# The layer keeps the input, the thin product *xU* and the mixed core. LoRA keeps the input and its thin product.
 #
-# A file is counted as well:
+# The size of a file is counted as well:
 
 print(
     f"{tucka.count_file_bytes('tucka', layers, r=4, k=3):,} bytes beside {4 * counted:,} of parameters"
@@ -172,8 +171,8 @@ print(
 # Side by side
 # ------------
 #
-# All of it at once, for the layers of a BERT-base and a batch of 16 texts of 128 tokens; HRA is PEFT's, which forms
-# d × d matrices. ``tucka count`` prints such a table in a terminal.
+# The last table shows all counts for the layers of a BERT-base and a batch of 16 texts of 128 tokens. HRA is PEFT's,
+# which forms d × d matrices. ``tucka count`` prints such a table in a terminal.
 
 base = ([(768, 768)] * 4 + [(768, 3072), (3072, 768)]) * 12
 methods = {
@@ -185,7 +184,7 @@ methods = {
 print(
     f"{'':8}{'parameters':>12}{'share':>8}{'forward':>10}{'backward':>10}{'file MB':>9}{'kept MB':>9}"
 )
-for row in compare_methods(base, methods, tokens=16 * 128, samples=16):
+for row in tucka.compare_methods(base, methods, tokens=16 * 128, samples=16):
     print(
         f"{row.method:8}{row.parameters:12,}{row.share:8.2%}{row.forward / 1e9:9.2f}G{row.backward / 1e9:9.2f}G"
         f"{row.file_bytes / 1e6:9.2f}{row.activation_bytes / 1e6:9.0f}"

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tucka
+from support.array_backends import PRECISION
 from support.close import assert_close, largest
-from support.strategies import arrays, factors, few_specs, leads, seeds, tucker_parts
+from support.strategies import arrays, factors, few_specs, leads, seeds, specs, tucker_parts
 from tucka import reference
+from tucka.arrays import cast
 
 
 def experts_of(library, parts):
@@ -228,6 +230,48 @@ def test_gates_for_each_row_form_no_core_for_each_row():
     tracemalloc.stop()
     assert peak < 8 * x.nbytes
     assert applied[0, 0] == 1 + rank**3
+
+
+# --- from_spec
+
+
+@given(spec=specs(), extra=st.integers(0, 3), seed=seeds)
+def test_experts_of_a_spec_have_its_sizes_and_an_orthonormal_basis(spec, extra, seed):
+    width = spec.rank + extra
+    experts = tucka.TuckerExperts.from_spec(spec, width, seed=seed)
+    assert experts.cores.shape == (spec.groups, spec.expert_rank, spec.rank, spec.rank)
+    assert experts.expert_factor.shape == (spec.experts_per_group, spec.expert_rank)
+    assert experts.basis.shape == (width, spec.rank)
+    assert_close(experts.basis.T @ experts.basis, np.eye(spec.rank), eps=2.0**-52, terms=width)
+
+
+@given(seed=seeds)
+def test_a_seed_gives_the_same_experts_on_every_backend_in_its_dtype(library, seed):
+    spec = tucka.TuckerSpec(rank=3, groups=2)
+    plain = tucka.TuckerExperts.from_spec(spec, 5, seed=seed)
+    for name, dtype in library.dtypes.items():
+        like = cast(library.from_numpy(np.zeros(1)), dtype)
+        made = tucka.TuckerExperts.from_spec(spec, 5, seed=seed, like=like)
+        for field in dataclasses.fields(made):
+            part = getattr(made, field.name)
+            assert part.dtype == like.dtype
+            assert_close(library.to_numpy(part), getattr(plain, field.name), eps=PRECISION[name])
+
+
+def test_another_seed_gives_other_experts():
+    first, second = (tucka.TuckerExperts.from_spec(tucka.TuckerSpec(), 16, seed=seed) for seed in (0, 1))
+    for field in dataclasses.fields(first):
+        assert not np.isclose(getattr(first, field.name), getattr(second, field.name)).any()
+
+
+def test_an_expert_of_a_spec_is_about_as_large_as_a_projection_on_its_basis():
+    spec = tucka.TuckerSpec(rank=64, groups=2, experts_per_group=4, expert_rank=4)
+    experts = tucka.TuckerExperts.from_spec(spec, 256, seed=0)
+    sizes = [np.linalg.norm(experts.expert(i, j)) for i in range(2) for j in range(4)]
+    np.testing.assert_allclose(np.sqrt(np.mean(np.square(sizes))), 64**0.5, rtol=0.25)
+
+
+# --- a value
 
 
 def one_set_of_experts(library):

@@ -59,11 +59,37 @@ def test_saturating_logits_leave_the_gradient_finite():
     assert np.isfinite(gradient_of_gates([[1e4, -1e4], [-1e4, 0.0]])).all()
 
 
-@pytest.mark.parametrize("kind", ["group_norm", "directional"])
-def test_a_feature_of_zero_has_a_finite_gradient(kind):
+@pytest.mark.parametrize("affinity", ["group_norm", "directional"])
+def test_a_feature_of_zero_has_a_finite_gradient(affinity):
     feature = torch.zeros(3, requires_grad=True)
-    tucka.affinity_logits(feature, torch.ones(2, 2, 3), kind=kind).sum().backward()
+    tucka.affinity_logits(feature, torch.ones(2, 2, 3), affinity=affinity).sum().backward()
     assert torch.isfinite(feature.grad).all()
+
+
+@pytest.mark.parametrize("affinity", ["group_norm", "directional"])
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_gradient_of_a_very_small_or_large_feature_is_that_of_a_moderate_one(affinity, scale):
+    gradients = []
+    for factor in (1.0, scale):
+        feature = (torch.tensor([0.5, -2.0, 1.0]) * factor).requires_grad_()
+        centroids = torch.arange(12.0).reshape(2, 2, 3).requires_grad_()
+        logits = tucka.affinity_logits(feature, centroids, affinity=affinity)
+        (logits * torch.arange(4.0).reshape(2, 2)).sum().backward()
+        gradients.append((feature.grad * factor, centroids.grad))
+    for actual, desired in zip(*gradients[::-1], strict=True):
+        torch.testing.assert_close(actual, desired, rtol=1e-4, atol=1e-5)
+
+
+def test_the_norm_has_second_derivatives():
+    case = next(case for case in CASES if case.name == "norm")
+    inputs = [torch.tensor(values, requires_grad=True) for values in case.values()]
+    assert torch.autograd.gradgradcheck(case.function, inputs)
+
+
+def test_the_norm_has_a_gradient_where_columns_depend_on_each_other():
+    basis = torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]], dtype=torch.float64, requires_grad=True)
+    cores, factor = torch.tensor([[[[2.0, 1.0], [0.0, 3.0]]]], dtype=torch.float64), torch.ones(1, 1).double()
+    assert torch.autograd.gradcheck(lambda basis: tucka.TuckerExperts(cores, factor, basis).norm(0), [basis])
 
 
 def test_experts_of_zero_have_a_norm_with_a_finite_gradient():

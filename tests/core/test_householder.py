@@ -1,7 +1,6 @@
 """Products of reflections, their compact form, and the experts they are."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,35 +9,30 @@ from support.close import assert_close
 from support.strategies import arrays, unit_columns
 from tucka import reference
 
-METHODS = ["solve", "recursion"]
-
 
 def growth(vectors):
     """How much rounding grows with the number of reflections: each step of Γ at most triples an entry."""
     return {"terms": vectors.size, "scale": 3.0 ** vectors.shape[1]}
 
 
-@pytest.mark.parametrize("method", METHODS)
 @given(vectors=unit_columns())
-def test_gamma_equals_the_recursion_of_the_reference(library, method, vectors):
-    gamma = library.to_numpy(tucka.householder_gamma(library.from_numpy(vectors), method=method))
+def test_gamma_equals_the_recursion_of_the_reference(library, vectors):
+    gamma = library.to_numpy(tucka.householder_gamma(library.from_numpy(vectors)))
     assert_close(gamma, reference.householder_gamma(vectors), eps=library.eps, **growth(vectors))
 
 
-@pytest.mark.parametrize("method", METHODS)
 @given(vectors=unit_columns())
-def test_the_compact_form_equals_the_product_of_the_reflections(library, method, vectors):
-    gamma = library.to_numpy(tucka.householder_gamma(library.from_numpy(vectors), method=method))
+def test_the_compact_form_equals_the_product_of_the_reflections(library, vectors):
+    gamma = library.to_numpy(tucka.householder_gamma(library.from_numpy(vectors)))
     compact = np.eye(len(vectors)) + vectors @ gamma @ vectors.T
     assert_close(compact, reference.householder_product(vectors), eps=library.eps, **growth(vectors))
 
 
 @given(vectors=unit_columns())
 def test_gamma_is_upper_triangular_with_minus_two_on_its_diagonal(library, vectors):
-    for method in METHODS:
-        gamma = library.to_numpy(tucka.householder_gamma(library.from_numpy(vectors), method=method))
-        np.testing.assert_array_equal(np.tril(gamma, -1), 0)
-        np.testing.assert_allclose(np.diag(gamma), -2.0, rtol=4 * library.eps)
+    gamma = library.to_numpy(tucka.householder_gamma(library.from_numpy(vectors)))
+    np.testing.assert_array_equal(np.tril(gamma, -1), 0)
+    np.testing.assert_allclose(np.diag(gamma), -2.0, rtol=4 * library.eps)
 
 
 @given(vectors=unit_columns())

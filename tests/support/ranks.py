@@ -13,7 +13,7 @@ from support.adapting import adapt, gradients
 from support.tiny_models import inputs_for, loss_of, text
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import initialize_router, last_route, pin_route
-from tucka.peft.files.sharded import plain_name
+from tucka.peft.files.keys import plain_name
 
 WORLD = 2
 ROUTINGS = ("batch", "sample", "token")

@@ -1,11 +1,4 @@
-"""The array backend is found from the arrays; nothing global is read or changed.
-
-A backend is a TensorLy `Backend` object: the handle through which all of `tucka.core` computes. It comes from the type
-of the arrays, so NumPy, PyTorch and JAX arrays can be used side by side and from several threads. TensorLy's own
-switch (``tensorly.set_backend``) is never touched and has no influence here.
-
-A library that the caller has not imported cannot have made the caller's arrays, so none is imported for looking.
-"""
+"""The array backend, a TensorLy handle, is found from the arrays' type; nothing global is read or changed."""
 
 from __future__ import annotations
 
@@ -15,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tucka.errors import expected
+from tucka.errors import ArrayError, expected
 
 if TYPE_CHECKING:
     from tensorly.backend.core import Backend
@@ -24,7 +17,7 @@ else:
 
 __all__ = ["Array", "Backend", "backend_of", "register"]
 
-# The union of all array types of all backends has no common base class.
+#: An array of NumPy, PyTorch, JAX, CuPy or a registered backend. These types have no common base class.
 Array: TypeAlias = Any
 
 
@@ -40,6 +33,7 @@ class _Entry:
 def _made_by(library: str, *type_names: str) -> Callable[[type], bool]:
     def is_array_type(kind: type) -> bool:
         for type_name in type_names:
+            # A library that is not imported has made no array, so none is imported for looking.
             known: Any = sys.modules.get(library)
             for part in type_name.split("."):
                 # Another thread may be importing the library: a type that is not there yet has made no array.
@@ -53,8 +47,8 @@ def _made_by(library: str, *type_names: str) -> Callable[[type], bool]:
 
 def _tensorly(name: str) -> Callable[[], Backend]:
     def load() -> Backend:
-        # TensorLy's manager makes a handle without selecting it. It lists a backend before that backend is complete;
-        # the import waits for a thread outside of tucka that is at it.
+        # TensorLy's manager makes a handle without selecting it. It lists a backend before the backend is complete, so
+        # the import comes first: it waits for any other thread that imports the same one.
         importlib.import_module(f"tensorly.backend.{name}_backend")
         return importlib.import_module("tensorly.backend").BackendManager.load_backend(name)
 
@@ -79,13 +73,13 @@ _loading = threading.RLock()  # a loader may itself look at arrays
 
 def _entry_index(name: str, kind: type) -> int:
     """Find the entry for a type of array, which the caller knows as `name`, and load its handle."""
-    known = _index_of_type  # `register` makes a new one: what is written into the old one then is lost, not wrong
+    known = _index_of_type  # `register` makes a new one: a racing write into the old one is dropped, never stale
     if kind in known:
         return known[kind]
     for index in reversed(range(len(_entries))):
         entry = _entries[index]
         if entry.is_array_type(kind):
-            # One at a time: two of TensorLy's backends that are first imported in two threads wait for each other.
+            # One at a time: two threads that import two of TensorLy's backends first would wait for each other.
             with _loading:
                 if not entry.handles:
                     entry.handles.append(entry.loader())
@@ -93,11 +87,11 @@ def _entry_index(name: str, kind: type) -> int:
             return index
     given = f"{kind.__module__}.{kind.__qualname__}"
     rule = "an array of NumPy, PyTorch, JAX, CuPy or a registered backend"
-    raise TypeError(expected(name, rule, given, cure="Convert it first, or see tucka.backends.register"))
+    raise ArrayError(expected(name, rule, given, cure="Convert it first, or see tucka.backends.register"))
 
 
-# What torch.compiler.assume_constant_result sets, without importing torch: a compiler that meets the first call runs
-# it as Python instead of tracing imports.
+# torch.compiler.assume_constant_result sets this attribute; here it is set without importing torch. A compiler then
+# runs the first call as Python and does not trace its imports.
 _entry_index._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -155,7 +149,7 @@ def backend_of(**arrays: Array) -> Backend:
 
     Raises
     ------
-    TypeError
+    ArrayError
         If an array is of no known backend, or if two are of different ones.
 
     Examples
@@ -170,5 +164,5 @@ def backend_of(**arrays: Array) -> Backend:
         handle = _handle(name, array)
         if handle is not first:
             rule = f"an array of the same backend as {first_name} ({first.backend_name})"
-            raise TypeError(expected(name, rule, f"one of {handle.backend_name}"))
+            raise ArrayError(expected(name, rule, f"one of {handle.backend_name}"))
     return first

@@ -1,4 +1,4 @@
-"""JAX looks inside a container only if its class is registered; this registers one without importing JAX for it."""
+"""Registration of containers with JAX, which looks inside registered classes only, without importing JAX."""
 
 from __future__ import annotations
 
@@ -15,25 +15,8 @@ _registering = threading.Lock()
 
 
 def register_pytree(kind: type, fields: Sequence[str]) -> None:
-    """Let JAX's transformations look inside objects of a class, if JAX is imported by now; else do nothing.
-
-    The class calls this whenever it makes an object, since JAX may be imported at any time. JAX also builds objects
-    from placeholders that are no arrays, so they are rebuilt without their constructor and its checks.
-
-    Parameters
-    ----------
-    kind : type
-        The class.
-    fields : sequence of str
-        The attributes that hold its arrays; they must be all that it holds.
-
-    Examples
-    --------
-    >>> from types import SimpleNamespace
-    >>> class Pair(SimpleNamespace):
-    ...     pass
-    >>> register_pytree(Pair, ("first", "second"))
-    """
+    """Let JAX's transformations look inside objects of a class; `fields` are all attributes, and hold arrays."""
+    # The class calls this whenever it makes an object: JAX may be imported at any time.
     if kind in _registered or sys.modules.get("jax") is None:
         return
     tree_util = importlib.import_module("jax.tree_util")  # waits for another thread that is importing it
@@ -45,6 +28,7 @@ def register_pytree(kind: type, fields: Sequence[str]) -> None:
         return tuple((tree_util.GetAttrKey(field), getattr(container, field)) for field in fields), None
 
     def unflatten(_: None, children: Iterable[Any]) -> Any:
+        # Without the constructor and its checks: JAX also builds objects from placeholders that are no arrays.
         container: Any = object.__new__(kind)
         for field, child in zip(fields, children, strict=True):
             object.__setattr__(container, field, child)
@@ -56,5 +40,5 @@ def register_pytree(kind: type, fields: Sequence[str]) -> None:
             _registered.add(kind)
 
 
-# As for the lookup of backends: a compiler runs this as Python instead of tracing it.
+# As in dispatch.py: a compiler runs this as Python and does not trace it.
 register_pytree._dynamo_marked_constant = True  # type: ignore[attr-defined]

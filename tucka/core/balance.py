@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import Any
 
 import numpy as np
+from scipy.special import entr
 
-from tucka.arrays import Array, backend_of, host_values
+from tucka.arrays import Array, Values, finite_values, host_numbers
 from tucka.checks import check_count, check_positive
 from tucka.errors import ConfigError, ShapeError, expected
 
-__all__ = ["CollapseAlarm", "load_entropy"]
+__all__ = ["CollapseAlarm", "load_entropy", "relative_entropy"]
 
 _CURE = (
     "Start the router from data of the kind that it is trained on (initialize_router or RouterCallback), use "
@@ -40,7 +41,7 @@ def load_entropy(load: Array) -> float:
         If `load` is not a vector.
     ConfigError
         If an entry is negative or not finite, or all are zero.
-    TypeError
+    ArrayError
         If `load` is neither an array nor a sequence of numbers.
 
     Examples
@@ -49,28 +50,22 @@ def load_entropy(load: Array) -> float:
     (1.0, 0.0)
     """
     where = "load_entropy"
-    counts = _counts(load)
+    counts = finite_values("load", load, where=where)
     if counts.ndim != 1 or counts.size == 0:
         raise ShapeError(expected("load", "axes (k)", f"shape {counts.shape}", where=where))
-    if not np.all(np.isfinite(counts)) or counts.min() < 0 or counts.max() == 0:
-        rule = "finite counts, none negative, not all zero"
-        raise ConfigError(expected("load", rule, counts.tolist(), where=where))
-    if counts.size == 1:
-        return 1.0
-    used = counts[counts > 0] / counts.max()  # so that no sum can overflow
-    shares = used / used.sum()
-    return float(abs(np.sum(shares * np.log(shares))) / np.log(counts.size))
+    if counts.min() < 0 or counts.max() == 0:
+        raise ConfigError(expected("load", "counts, none negative, not all zero", counts.tolist(), where=where))
+    return float(relative_entropy(counts))
 
 
-def _counts(load: Array) -> np.ndarray[Any, Any]:
-    if not isinstance(load, (list, tuple)):
-        backend_of(load=load)
-        return host_values(load)
-    try:
-        return np.asarray(load, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        rule = "an array or a sequence of numbers"
-        raise TypeError(expected("load", rule, repr(load), where="load_entropy")) from error
+def relative_entropy(counts: Values) -> Values:
+    """Divide the entropy of the shares (..., k) by its largest value, log k; 1 for one group."""
+    groups = counts.shape[-1]
+    if groups == 1:
+        return np.ones(counts.shape[:-1])
+    used = counts / counts.max(axis=-1, keepdims=True)  # so that no sum can overflow
+    shares = used / used.sum(axis=-1, keepdims=True)
+    return np.asarray(entr(shares).sum(axis=-1) / math.log(groups))
 
 
 class CollapseAlarm:
@@ -95,6 +90,12 @@ class CollapseAlarm:
     >>> alarm = CollapseAlarm("router", window=2)
     >>> alarm.add([5, 3])
     >>> alarm.add([2, 4])  # balanced: nothing is said
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     CollapseAlarm("router", window=1).add([99, 1])
+    >>> print(caught[0].message)
+    router: expected a load entropy of at least 0.5, got 0.08: 99% of the routings of the last 1 steps went to ...
     """
 
     def __init__(self, name: str, *, window: int = 32, below: float = 0.5) -> None:
@@ -106,49 +107,22 @@ class CollapseAlarm:
         self.has_warned = False
 
     def add(self, load: Array) -> None:
-        """Take a step's load in, and look at the last `window` steps if they are complete.
-
-        Parameters
-        ----------
-        load : array_like, shape (k,)
-            Counts of the groups in the step.
-
-        Examples
-        --------
-        >>> import warnings
-        >>> with warnings.catch_warnings(record=True) as caught:
-        ...     warnings.simplefilter("always")
-        ...     CollapseAlarm("router", window=1).add([99, 1])
-        >>> print(caught[0].message)
-        router: expected a load entropy of at least 0.5, got 0.08: 99% of the routings of the last 1 steps went to ...
-        """
+        """Take a step's load (k,) in, and look at the last `window` steps if they are complete."""
         if self.has_warned:
             return
-        load = _counts(load) if isinstance(load, (list, tuple)) else load
+        load = host_numbers("load", load, where="CollapseAlarm") if isinstance(load, (list, tuple)) else load
         self._total = load if self._total is None else self._total + load
         self._steps += 1
         if self._steps >= self._window:
             self.check()
 
     def check(self, *, least: int = 1) -> None:
-        """Look at the steps since the last look, however few they are.
-
-        Parameters
-        ----------
-        least : int
-            Routings of each group that there must be on average, or nothing is said.
-
-        Examples
-        --------
-        >>> alarm = CollapseAlarm("router")
-        >>> alarm.add([9, 1])
-        >>> alarm.check(least=100)  # ten routings tell nothing
-        """
+        """Look at the steps since the last look, if they have `least` routings for each group on average."""
         total, steps = self._total, self._steps
         self._total, self._steps = None, 0
         if total is None or self.has_warned:
             return
-        counts = _counts(total)
+        counts = host_numbers("load", total, where="CollapseAlarm")
         if counts.sum() < max(1, least * counts.size):
             return
         entropy = load_entropy(counts)

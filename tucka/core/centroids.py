@@ -1,39 +1,29 @@
-"""Where the router's centroids start: at random, around the data, or along directions that split the data evenly.
-
-Random numbers are drawn by NumPy from a seed, so every backend gets the same ones.
-"""
+"""Where the router's centroids start: at random, around the data, or along directions that split the data evenly."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
-from tucka.arrays import Array, backend_of, host_values
-from tucka.checks import check_axes, check_choice, check_count, check_finite, check_floating, check_shapes
-from tucka.errors import ConfigError, ShapeError, expected
+from tucka.arrays import Array, Values, array_like, finite_values, floating_backend
+from tucka.checks import check_axes, check_choice, check_count, check_least, check_size
+from tucka.errors import ShapeError, expected
 from tucka.spec import CENTERED, Affinity
 
 __all__ = ["balanced_centroids", "data_aware_centroids", "features_like_batches", "kaiming_centroids"]
 
 
-def _like(values: np.ndarray[Any, Any], like: Array) -> Array:
-    """Return `values` with the backend, dtype and device of `like`."""
-    handle = backend_of(like=like)
-    context = {key: value for key, value in handle.context(like).items() if key != "requires_grad"}
-    return handle.tensor(values, **context)
+def _checked(name: str, rows: Array, where: str) -> Values:
+    """Check rows (n, d) of numbers and copy them to the host in float64."""
+    floating_backend(where=where, **{name: rows})
+    check_axes(name, rows, "n d", where=where)
+    return finite_values(name, rows, where=where)
 
 
-def _checked(features: Array, where: str) -> np.ndarray[Any, Any]:
-    """Check a stack of features and copy it to the host in float64."""
-    backend_of(features=features)
-    check_floating(where=where, features=features)
-    check_axes("features", features, "n d", where=where)
-    values = host_values(features)
-    if not np.isfinite(values).all():
-        raise ConfigError(expected("features", "finite numbers", "NaN or infinity", where=where))
-    return values
+def _generator(seed: int, where: str) -> np.random.Generator:
+    # NumPy draws for every backend, so a seed gives the same numbers on all of them.
+    return np.random.default_rng(check_count("seed", seed, least=0, where=where))
 
 
 def kaiming_centroids(shape: tuple[int, int, int], *, seed: int, like: Array | None = None) -> Array:
@@ -55,11 +45,9 @@ def kaiming_centroids(shape: tuple[int, int, int], *, seed: int, like: Array | N
 
     Raises
     ------
-    ConfigError
-        If a size is not a whole number of at least 1, or the seed is negative.
-    ShapeError
-        If `shape` does not have three entries.
-    TypeError
+    ShapeError, ConfigError
+        If `shape` does not have three entries, one is no whole number of at least 1, or the seed is negative.
+    ArrayError
         If `like` is no real floating-point array.
 
     References
@@ -75,19 +63,18 @@ def kaiming_centroids(shape: tuple[int, int, int], *, seed: int, like: Array | N
     if not isinstance(shape, (tuple, list)) or len(shape) != 3:
         raise ShapeError(expected("shape", "three sizes (k, t, d)", shape, where=where))
     if like is not None:
-        backend_of(like=like)
-        check_floating(where=where, like=like)
-    groups, experts, width = (check_count(f"shape[{axis}]", size, where=where) for axis, size in enumerate(shape))
-    check_count("seed", seed, least=0, where=where)
-    bound = math.sqrt(6.0 / width)
-    values = np.random.default_rng(seed).uniform(-bound, bound, size=(groups, experts, width))
-    return values if like is None else _like(values, like)
+        floating_backend(where=where, like=like)
+    sizes = [check_count(f"shape[{axis}]", size, where=where) for axis, size in enumerate(shape)]
+    bound = math.sqrt(6.0 / sizes[2])
+    return array_like(_generator(seed, where).uniform(-bound, bound, size=sizes), like)
 
 
 def data_aware_centroids(features: Array, *, groups: int, experts_per_group: int, scale: float, seed: int) -> Array:
     r"""Place centroids around the mean of the data: :math:`[e, e+\epsilon_1, \ldots, e+\epsilon_{M-1}]`.
 
     :math:`e` is the mean of `features` and each component of :math:`\epsilon` is drawn from :math:`\mathcal{U}(-a, a)`.
+    With the paper's dot products, :math:`h \cdot e` is common to all experts and cancels in the choice, so the spread
+    a has no influence on the balance; see `balanced_centroids`.
 
     Parameters
     ----------
@@ -107,17 +94,10 @@ def data_aware_centroids(features: Array, *, groups: int, experts_per_group: int
 
     Raises
     ------
-    ShapeError
-        If `features` is not a matrix with at least one row.
+    ShapeError, ArrayError
+        If `features` is not a matrix of real floating-point numbers with at least one row.
     ConfigError
         If a size, the scale or the seed is outside its rule, or a feature is not finite.
-    TypeError
-        If `features` is no real floating-point array.
-
-    Notes
-    -----
-    With the paper's dot products, :math:`h \cdot e` is common to all experts and cancels in the choice, so the spread
-    `scale` has no influence on the balance; see `balanced_centroids`.
 
     References
     ----------
@@ -130,104 +110,66 @@ def data_aware_centroids(features: Array, *, groups: int, experts_per_group: int
     array([1., 1., 1.])
     """
     where = "data_aware_centroids"
-    values = _checked(features, where)
+    values = _checked("features", features, where)
     groups = check_count("groups", groups, where=where)
     experts = check_count("experts_per_group", experts_per_group, where=where)
-    if check_finite("scale", scale, where=where) < 0:
-        raise ConfigError(expected("scale", "a number that is not negative", repr(scale), where=where))
-    check_count("seed", seed, least=0, where=where)
+    scale = check_least("scale", scale, 0, where=where)
     center = values.mean(axis=0)
-    noise = np.random.default_rng(seed).uniform(-scale, scale, size=(groups * experts, center.size))
+    noise = _generator(seed, where).uniform(-scale, scale, size=(groups * experts, center.size))
     noise[0] = 0.0
-    return _like((center + noise).reshape(groups, experts, center.size), features)
+    return array_like((center + noise).reshape(groups, experts, center.size), features)
 
 
 def features_like_batches(means: Array, deviations: Array, *, batch_size: float) -> Array:
-    r"""Make features that vary as the means of batches do, of which only a few have been seen.
-
-    Batches that are drawn at random vary as their samples, by :math:`1/\sqrt B`; batches of alike samples (of one
-    length, of one source) vary by more along what they share. The covariance of the rows returned is the mean of two
-    estimates: that of the means seen, and that of the samples' deviations within their batches divided by B.
-
-    Parameters
-    ----------
-    means : array, shape (m, d)
-        Of the batches.
-    deviations : array, shape (n, d)
-        Samples minus the mean of their batch.
-    batch_size : float
-        B, samples in a batch; at least 1.
-
-    Returns
-    -------
-    array, shape (m + n, d)
-        Backend, dtype and device of `means`; not connected to it for gradients. Their mean is that of `means`, as far
-        as the deviations are all there.
-
-    Raises
-    ------
-    ShapeError
-        If an argument is not a matrix with at least one row, or the widths differ.
-    ConfigError
-        If a number is not finite, or `batch_size` is below 1.
-    TypeError
-        If an argument is no real floating-point array.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> features_like_batches(np.array([[1.0], [3.0]]), np.array([[2.0], [-2.0]]), batch_size=4).ravel()
-    array([1., 3., 3., 1.])
-    """
+    """Make rows (m + n, d) that vary as batch means, of which a few (m, d) were seen, with their deviations (n, d)."""
+    # Batches that are drawn at random vary as their samples, by 1/√B; batches of alike samples (of one length, of one
+    # source) vary by more along what they share. The covariance of the rows is the mean of two estimates: that of the
+    # means seen, and that of the samples' deviations within their batches divided by B.
     where = "features_like_batches"
-    check_shapes(means=(means, "m d"), deviations=(deviations, "n d"), where=where)
-    seen, within = _checked(means, where), _checked(deviations, where)
-    if check_finite("batch_size", batch_size, where=where) < 1:
-        raise ConfigError(expected("batch_size", "a number of at least 1", repr(batch_size), where=where))
+    seen, within = _checked("means", means, where), _checked("deviations", deviations, where)
+    check_size("deviations", within, 1, seen.shape[1], matches="means", where=where)
+    batch_size = check_least("batch_size", batch_size, 1, where=where)
     center, count = seen.mean(axis=0), len(seen) + len(within)
     between = (seen - center) * math.sqrt(count / (2 * len(seen)))
-    return _like(center + np.concatenate([between, within * math.sqrt(count / (2 * len(within) * batch_size))]), means)
+    rows = np.concatenate([between, within * math.sqrt(count / (2 * len(within) * batch_size))])
+    return array_like(center + rows, means)
 
 
 def balanced_centroids(
-    features: Array, *, groups: int, experts_per_group: int, seed: int, kind: Affinity = "directional"
+    features: Array, *, groups: int, experts_per_group: int, affinity: Affinity = "directional", seed: int
 ) -> tuple[Array, Array]:
     r"""Choose a centre and directions that split the data into parts of about the same size.
 
     The features are centred and whitened along their leading principal axes. The M = k·t corners of a regular simplex
     in that space, turned by a random rotation, are mutually alike, so whitened data falls to each about as often. The
-    directions returned are those corners carried back: :math:`(h - \mu) \cdot e_{ij}` is the product in the whitened
-    space, which has the variance 1. For ``"directional"``, which divides by :math:`\lVert h - \mu \rVert`, they are
-    multiplied by the root of that norm's mean square; so the logits are of order 1 for either kind, and how far a
-    training step moves the centroids, relative to their size, does not depend on the scale of the features.
+    directions are those corners carried back: :math:`(h - \mu) \cdot e_{ij}` is the product in the whitened space,
+    which has the variance 1. For ``"directional"``, which divides by :math:`\lVert h - \mu \rVert`, they are multiplied
+    by the root of that norm's mean square. So the logits are of order 1, and the relative size of a training step does
+    not depend on the scale of the features.
 
     Parameters
     ----------
     features : array, shape (n, d)
         Routing features of some samples or batches. Where they span fewer than M − 1 dimensions, random directions
-        that are orthogonal to them fill up.
+        orthogonal to them fill the rest.
     groups, experts_per_group : int
         k and t.
+    affinity : {"directional", "centered"}
+        What they are for, see `tucka.affinity_logits`.
     seed : int
         Turns the simplex; the same seed gives the same result on every backend.
-    kind : {"directional", "centered"}
-        The affinity that they are for, see `tucka.affinity_logits`.
 
     Returns
     -------
     centroids : array, shape (k, t, d)
         One direction for each expert.
     center : array, shape (d,)
-        The mean of the features.
+        The mean of the features. Both as in `data_aware_centroids`.
 
     Raises
     ------
-    ShapeError
-        If `features` is not a matrix with at least one row.
-    ConfigError
-        If a size, the seed or the kind is outside its rule, or a feature is not finite.
-    TypeError
-        If `features` is no real floating-point array.
+    ShapeError, ArrayError, ConfigError
+        As `data_aware_centroids`; also if the affinity has no centre.
 
     Examples
     --------
@@ -239,12 +181,11 @@ def balanced_centroids(
     np.True_
     """
     where = "balanced_centroids"
-    check_choice("kind", kind, CENTERED, where=where)
-    values = _checked(features, where)
+    check_choice("affinity", affinity, CENTERED, where=where)
+    values = _checked("features", features, where)
     groups = check_count("groups", groups, where=where)
     experts = check_count("experts_per_group", experts_per_group, where=where)
-    check_count("seed", seed, least=0, where=where)
-    rng = np.random.default_rng(seed)
+    rng = _generator(seed, where)
     center = values.mean(axis=0)
     # Corners that the width cannot hold as a simplex are projected into it.
     dims = min(max(groups * experts - 1, 1), values.shape[1])
@@ -252,15 +193,13 @@ def balanced_centroids(
     axes = _whitening_axes(values - center, dims, rounding, rng)
     corners = _turned_simplex(groups * experts, dims, rng)
     directions = (corners @ axes).reshape(groups, experts, values.shape[1])
-    if kind == "directional":
+    if affinity == "directional":
         spread = math.sqrt(float(np.mean(np.sum((values - center) ** 2, axis=1))))
         directions = directions * (spread if spread > rounding else 1.0)
-    return _like(directions, features), _like(center, features)
+    return array_like(directions, features), array_like(center, features)
 
 
-def _whitening_axes(
-    centred: np.ndarray[Any, Any], dims: int, rounding: float, rng: np.random.Generator
-) -> np.ndarray[Any, Any]:
+def _whitening_axes(centred: Values, dims: int, rounding: float, rng: np.random.Generator) -> Values:
     """Return (dims, d) rows v_c / σ_c; random directions of the mean size where the data has no spread left."""
     count, width = centred.shape
     _, singular, rows = np.linalg.svd(centred, full_matrices=False)
@@ -276,7 +215,7 @@ def _whitening_axes(
     return axes
 
 
-def _turned_simplex(corners: int, dims: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+def _turned_simplex(corners: int, dims: int, rng: np.random.Generator) -> Values:
     """Return (corners, dims) unit vectors: a regular simplex in a random position, if dims is corners - 1."""
     points = np.ones((1, 1))
     if corners > 1:

@@ -1,195 +1,33 @@
-r"""How routing collapses: the dynamics of the paper's Theorem 1, simulated for many seeds at once.
-
-The setting is the theorem's: one expert in a group, scores without normalisation, and a loss that falls with the score
-of whoever is chosen. So every step chooses the group :math:`i^*` with the highest logit and moves its centroid alone,
-
-.. math:: e_{i^*} \leftarrow e_{i^*} + \eta\, \lvert \partial L / \partial s \rvert\, s (1 - s)\, x,
-          \qquad s = \mathrm{sigmoid}(x \cdot e_{i^*}),
-
-where x is the gradient of the logit: the feature h itself for the paper's dot product, and what `tucka.affinity_logits`
-makes of it otherwise. Where features have a mean that is large beside their spread, all later logits of :math:`i^*`
-rise with it: the one chosen first is chosen again.
-"""
+"""How routing collapses: the dynamics of the paper's Theorem 1, simulated for many seeds at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+from scipy.special import expit
 
-from tucka.arrays import Array, host_values
-from tucka.checks import check_choice, check_count, check_finite, check_size
-from tucka.core.balance import load_entropy
+from tucka.arrays import Array, Values, finite_values
+from tucka.checks import check_choice, check_count, check_least, check_size
+from tucka.core.balance import relative_entropy
 from tucka.core.centroids import balanced_centroids, data_aware_centroids, kaiming_centroids
 from tucka.errors import ConfigError, ShapeError, expected
-from tucka.spec import Affinity
+from tucka.spec import CENTERED, Affinity
 
 __all__ = [
     "CentroidStart",
     "RoutingTrace",
-    "Values",
     "follow_routing",
     "gaussian_features",
-    "host_numbers",
     "simulate_routing",
     "starting_centroids",
 ]
 
 CentroidStart = Literal["kaiming", "dai", "balanced"]
-Values: TypeAlias = np.ndarray[Any, Any]
 
-
-def host_numbers(name: str, values: Any, shapes: dict[int, str], *, where: str) -> Values:
-    """Return finite numbers with one of the given numbers of axes, as NumPy float64.
-
-    Parameters
-    ----------
-    name : str
-        The argument's name, for the message.
-    values : float, sequence or array
-        The numbers.
-    shapes : dict
-        From a number of axes to what they are called.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    numpy.ndarray
-        The numbers.
-
-    Raises
-    ------
-    ShapeError
-        If the number of axes is another one, or an axis is empty.
-    ConfigError
-        If a number is not finite.
-    TypeError
-        If these are no numbers.
-
-    Examples
-    --------
-    >>> host_numbers("mean", [1, 2], {1: "axes (d)"}, where="example")
-    array([1., 2.])
-    """
-    try:
-        numbers = np.asarray(values, dtype=np.float64) if isinstance(values, _PLAIN) else host_values(values)
-    except (TypeError, ValueError) as error:
-        raise TypeError(expected(name, "numbers", repr(values), where=where)) from error
-    if numbers.ndim not in shapes or numbers.size == 0:
-        raise ShapeError(expected(name, " or ".join(shapes.values()), f"shape {numbers.shape}", where=where))
-    if not np.isfinite(numbers).all():
-        raise ConfigError(expected(name, "finite numbers", "NaN or infinity", where=where))
-    return numbers
-
-
-_PLAIN = (int, float, list, tuple)
-
-
-def gaussian_features(mean: Array, covariance: Any, *, seeds: int, steps: int, seed: int) -> Values:
-    """Draw the theorem's routing features.
-
-    Parameters
-    ----------
-    mean : array, shape (d,)
-        Their mean m.
-    covariance : float or array of shape (d,) or (d, d)
-        A variance for all components, one for each, or a covariance matrix.
-    seeds, steps : int
-        Independent runs, and features in each.
-    seed : int
-        The same seed gives the same numbers.
-
-    Returns
-    -------
-    numpy.ndarray, shape (seeds, steps, d)
-        The features.
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit each other.
-    ConfigError
-        If a number is outside its rule or `covariance` is not positive semi-definite.
-
-    Examples
-    --------
-    >>> gaussian_features(np.ones(3), 0.0, seeds=1, steps=2, seed=0).tolist()
-    [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]
-    """
-    where = "gaussian_features"
-    seeds, steps = check_count("seeds", seeds, where=where), check_count("steps", steps, where=where)
-    check_count("seed", seed, least=0, where=where)
-    center = host_numbers("mean", mean, {1: "axes (d)"}, where=where)
-    axes = {0: "one number", 1: "axes (d)", 2: "axes (d, d)"}
-    spread = host_numbers("covariance", covariance, axes, where=where)
-    for axis in range(spread.ndim):
-        check_size("covariance", spread, axis, center.size, matches="mean", where=where)
-    normal = np.random.default_rng([seed, 0]).standard_normal((seeds, steps, center.size))
-    return np.asarray(center + (normal * _root(spread, where) if spread.ndim < 2 else normal @ _root(spread, where)))
-
-
-def _root(covariance: Values, where: str) -> Values:
-    """Return the symmetric square root, of each number or of the matrix."""
-    matrix = covariance.ndim == 2
-    if matrix and np.abs(covariance - covariance.T).max() > 1e-6 * np.abs(covariance).max():
-        raise ConfigError(expected("covariance", "a symmetric matrix", "another one", where=where))
-    variances, axes = np.linalg.eigh(covariance) if matrix else (covariance, np.eye(1))
-    # Rounding makes the zeros of a singular covariance slightly negative.
-    if variances.min() < -1e-6 * np.abs(variances).max():
-        value = f"a smallest variance of {variances.min():.3g}"
-        raise ConfigError(expected("covariance", "no negative variance", value, where=where))
-    deviations = np.sqrt(np.clip(variances, 0.0, None))
-    return np.asarray((axes * deviations) @ axes.T if matrix else deviations)
-
-
-def starting_centroids(
-    start: CentroidStart, features: Values, *, groups: int, scale: float = 1.0, seed: int = 0
-) -> Values:
-    """Draw one set of centroids for each run by one of the initialisations that tucka has.
-
-    Parameters
-    ----------
-    start : {"kaiming", "dai", "balanced"}
-        `tucka.kaiming_centroids`, `tucka.data_aware_centroids` or `tucka.balanced_centroids`.
-    features : numpy.ndarray, shape (seeds, n, d)
-        The sample that each run's initialisation sees; ``"kaiming"`` uses only its shape.
-    groups : int
-        Number of groups (k), with one expert each.
-    scale : float
-        The a of the data-aware initialisation.
-    seed : int
-        The same seed gives the same numbers; each run gets its own.
-
-    Returns
-    -------
-    numpy.ndarray, shape (seeds, k, d)
-        The centroids.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such start, or a number is outside its rule.
-
-    Examples
-    --------
-    >>> starting_centroids("kaiming", np.zeros((5, 1, 3)), groups=2).shape
-    (5, 2, 3)
-    """
-    check_choice("start", start, get_args(CentroidStart), where="starting_centroids")
-    check_count("seed", seed, least=0, where="starting_centroids")
-    runs = []
-    for run, sample in enumerate(features):
-        own = int(np.random.SeedSequence([seed, 1, run]).generate_state(1)[0])
-        if start == "kaiming":
-            centroids = kaiming_centroids((groups, 1, sample.shape[1]), seed=own)
-        elif start == "dai":
-            centroids = data_aware_centroids(sample, groups=groups, experts_per_group=1, scale=scale, seed=own)
-        else:
-            centroids, _ = balanced_centroids(sample, groups=groups, experts_per_group=1, seed=own)
-        runs.append(centroids[:, 0])
-    return np.stack(runs)
+# Features that a start from data sees in each run, drawn apart from those that are routed.
+_SAMPLES = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,56 +55,18 @@ class RoutingTrace:
     centroids: Values
 
     def load(self, window: int | None = None) -> Values:
-        """Count how often each group was chosen in consecutive windows.
-
-        Parameters
-        ----------
-        window : int, optional
-            Steps in a window; the last one may have fewer. All steps are one window if None.
-
-        Returns
-        -------
-        numpy.ndarray of int, shape (seeds, windows, k)
-            The counts. A window of 1 gives the load of every step.
-
-        Raises
-        ------
-        ConfigError
-            If `window` is not a whole number of at least 1.
-        """
+        """Count how often each group was chosen in windows of so many steps, or in all: (seeds, windows, k)."""
         steps = self.chosen.shape[1]
         window = steps if window is None else check_count("window", window, where="RoutingTrace.load")
         is_chosen = self.chosen[..., None] == np.arange(self.groups)
         return np.add.reduceat(is_chosen.astype(np.int64), np.arange(0, steps, window), axis=1)
 
     def entropy(self, window: int | None = None) -> Values:
-        """Measure how even the load of each window is.
-
-        Parameters
-        ----------
-        window : int, optional
-            As in `load`.
-
-        Returns
-        -------
-        numpy.ndarray, shape (seeds, windows)
-            1 where all groups are used alike, 0 where one takes everything. A window shorter than k cannot reach 1.
-
-        Raises
-        ------
-        ConfigError
-            If `window` is not a whole number of at least 1.
-        """
-        return np.apply_along_axis(load_entropy, -1, self.load(window))
+        """Measure how even the load of each window is, as `tucka.load_entropy`: (seeds, windows)."""
+        return relative_entropy(self.load(window))
 
     def share_of_first(self) -> Values:
-        """Measure how faithful a run stays to its first choice.
-
-        Returns
-        -------
-        numpy.ndarray, shape (seeds,)
-            The share of the steps after the first that chose the same group again; 1 for runs of one step.
-        """
+        """Measure which share of a run's later steps chose its first group again: (seeds,); 1 for runs of one step."""
         if self.chosen.shape[1] == 1:
             return np.ones(len(self.chosen))
         return np.asarray((self.chosen[:, 1:] == self.chosen[:, :1]).mean(axis=1))
@@ -281,11 +81,8 @@ def simulate_routing(
     groups: int | None = None,
     seeds: int | None = None,
     affinity: Affinity = "dot",
-    center: Array | None = None,
     learning_rate: float = 1.0,
-    slope: float = 1.0,
     scale: float = 1.0,
-    samples: int = 32,
     seed: int = 0,
 ) -> RoutingTrace:
     """Draw features and centroids as Theorem 1 assumes them, and follow the routing.
@@ -293,9 +90,10 @@ def simulate_routing(
     Parameters
     ----------
     start : {"kaiming", "dai", "balanced"} or array of shape (seeds, k, d)
-        How the centroids start; see `starting_centroids` for the names.
+        How the centroids start: by `tucka.kaiming_centroids`, `tucka.data_aware_centroids` or
+        `tucka.balanced_centroids`, or given.
     mean : array, shape (d,)
-        Mean m of the routing features.
+        Mean m of the routing features. Affinities with a centre subtract it.
     covariance : float or array of shape (d,) or (d, d)
         Covariance of the routing features.
     steps : int
@@ -304,16 +102,10 @@ def simulate_routing(
         Groups and runs; needed with a name, and those of the array otherwise.
     affinity : {"dot", "group_norm", "centered", "directional"}
         How features are compared with centroids, as in `tucka.affinity_logits`.
-    center : array, shape (d,), optional
-        The centre μ for the last two; `mean` if None.
     learning_rate : float
-        η; not negative.
-    slope : float
-        The size of ∂L/∂s, which is negative; the same in all steps.
+        As in `follow_routing`.
     scale : float
         The a of ``"dai"``.
-    samples : int
-        Features that ``"dai"`` and ``"balanced"`` see, drawn apart from the others.
     seed : int
         The same seed gives the same run.
 
@@ -324,10 +116,8 @@ def simulate_routing(
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit each other.
-    ConfigError
-        If a number or an option is outside its rule.
+    ShapeError, ConfigError
+        If the shapes do not fit each other, or a number or an option is outside its rule.
 
     References
     ----------
@@ -342,33 +132,20 @@ def simulate_routing(
     np.True_
     """
     where = "simulate_routing"
-    middle = host_numbers("mean", mean, {1: "axes (d)"}, where=where)
-    given = (
-        None
-        if isinstance(start, str)
-        else _centroids(start, {"seeds": seeds, "groups": groups, "mean": middle.size}, where)
-    )
-    if given is not None:
+    middle = _numbers("mean", mean, {1: "axes (d)"}, where)
+    given = None
+    if not isinstance(start, str):
+        given = _given_centroids(start, {"seeds": seeds, "groups": groups, "mean": middle.size}, where)
         seeds = len(given)
     runs = check_count("seeds", seeds, where=where)
     features = gaussian_features(middle, covariance, seeds=runs, steps=steps, seed=seed)
     if given is None:
         count = check_count("groups", groups, where=where)
         apart = int(np.random.SeedSequence([seed, 2]).generate_state(1)[0])
-        sample = gaussian_features(middle, covariance, seeds=runs, steps=samples, seed=apart)
+        sample = gaussian_features(middle, covariance, seeds=runs, steps=_SAMPLES, seed=apart)
         given = starting_centroids(start, sample, groups=count, scale=scale, seed=seed)
-    if center is None and affinity in ("centered", "directional"):
-        center = middle
-    return follow_routing(features, given, affinity=affinity, center=center, learning_rate=learning_rate, slope=slope)
-
-
-def _centroids(start: Array, sizes: dict[str, int | None], where: str) -> Values:
-    """Check centroids against the sizes of their axes that other arguments tell."""
-    given = host_numbers("start", start, {3: "a name or axes (seeds, k, d)"}, where=where)
-    for axis, (name, size) in enumerate(sizes.items()):
-        if size is not None:
-            check_size("start", given, axis, size, matches=name, where=where)
-    return given
+    center = middle if affinity in CENTERED else None
+    return follow_routing(features, given, affinity=affinity, center=center, learning_rate=learning_rate)
 
 
 def follow_routing(
@@ -378,9 +155,18 @@ def follow_routing(
     affinity: Affinity = "dot",
     center: Array | None = None,
     learning_rate: float = 1.0,
-    slope: float = 1.0,
 ) -> RoutingTrace:
     r"""Route features one after the other, each time moving the chosen centroid.
+
+    The setting is the theorem's: one expert in a group, scores without normalisation, and a loss that falls with the
+    score of the chosen group. Each step chooses the group :math:`i^*` with the highest logit and moves its centroid
+    alone,
+
+    .. math:: e_{i^*} \leftarrow e_{i^*} + \eta\, s (1 - s)\, x, \qquad s = \mathrm{sigmoid}(x \cdot e_{i^*}),
+
+    where x is the gradient of the logit: the feature h itself for the paper's dot product, and what
+    `tucka.affinity_logits` makes of it otherwise. Where the features have a mean that is large beside their spread,
+    each step raises all later logits of :math:`i^*`, so the group chosen first is chosen again.
 
     Parameters
     ----------
@@ -394,8 +180,8 @@ def follow_routing(
         is chosen.
     center : array, shape (d,), optional
         The centre μ for the last two; zero if None.
-    learning_rate, slope : float
-        η and the size of ∂L/∂s; neither is negative.
+    learning_rate : float
+        η: the step's size, times that of the loss's slope :math:`\partial L / \partial s`; not negative.
 
     Returns
     -------
@@ -404,10 +190,12 @@ def follow_routing(
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit each other.
-    ConfigError
-        If a number or an option is outside its rule.
+    ShapeError, ConfigError
+        As `simulate_routing`.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Theorem 1 in Section 3.4; the choice is Eq. (7).
 
     Examples
     --------
@@ -418,9 +206,9 @@ def follow_routing(
     """
     where = "follow_routing"
     check_choice("affinity", affinity, get_args(Affinity), where=where)
-    rate = _not_negative("learning_rate", learning_rate, where) * _not_negative("slope", slope, where)
-    inputs = host_numbers("features", features, {3: "axes (seeds, steps, d)"}, where=where)
-    moving = host_numbers("centroids", centroids, {3: "axes (seeds, k, d)"}, where=where).copy()
+    rate = check_least("learning_rate", learning_rate, 0, where=where)
+    inputs = _numbers("features", features, {3: "axes (seeds, steps, d)"}, where)
+    moving = _numbers("centroids", centroids, {3: "axes (seeds, k, d)"}, where).copy()
     for axis in (0, 2):
         check_size("centroids", moving, axis, inputs.shape[axis], matches="features", where=where)
     inputs = _inputs(inputs, affinity, center, where)
@@ -433,16 +221,17 @@ def follow_routing(
             logits = np.sign(logits)
         chosen[:, step] = best = logits.argmax(axis=1)
         if affinity != "group_norm":
-            moving[runs, best] += (rate * _sigmoid_slope(logits[runs, best]))[:, None] * x
+            highest = logits[runs, best]
+            moving[runs, best] += (rate * expit(highest) * expit(-highest))[:, None] * x
     return RoutingTrace(chosen, moving.shape[1], moving)
 
 
 def _inputs(features: Values, affinity: Affinity, center: Array | None, where: str) -> Values:
     """Turn features into the vectors whose products with the centroids are the logits, and their gradients."""
     if center is not None:
-        if affinity not in ("centered", "directional"):
+        if affinity not in CENTERED:
             raise ConfigError(expected("center", f"None with affinity={affinity!r}", "an array", where=where))
-        middle = host_numbers("center", center, {1: "axes (d)"}, where=where)
+        middle = _numbers("center", center, {1: "axes (d)"}, where)
         check_size("center", middle, 0, features.shape[2], matches="features", where=where)
         features = features - middle
     if affinity == "directional":
@@ -451,13 +240,65 @@ def _inputs(features: Values, affinity: Affinity, center: Array | None, where: s
     return features
 
 
-def _sigmoid_slope(logits: Values) -> Values:
-    """Compute s (1 - s) without overflow."""
-    tail = np.exp(-np.abs(logits))
-    return np.asarray(tail / (1.0 + tail) ** 2)
+def starting_centroids(
+    start: CentroidStart, features: Values, *, groups: int, scale: float = 1.0, seed: int = 0
+) -> Values:
+    """Draw the centroids (seeds, k, d) of each run from what its start sees, features (seeds, n, d)."""
+    check_choice("start", start, get_args(CentroidStart), where="starting_centroids")
+    check_count("seed", seed, least=0, where="starting_centroids")
+    runs = []
+    for run, sample in enumerate(features):
+        own = int(np.random.SeedSequence([seed, 1, run]).generate_state(1)[0])
+        if start == "kaiming":
+            centroids = kaiming_centroids((groups, 1, sample.shape[1]), seed=own)
+        elif start == "dai":
+            centroids = data_aware_centroids(sample, groups=groups, experts_per_group=1, scale=scale, seed=own)
+        else:
+            centroids, _ = balanced_centroids(sample, groups=groups, experts_per_group=1, seed=own)
+        runs.append(centroids[:, 0])
+    return np.stack(runs)
 
 
-def _not_negative(name: str, value: float, where: str) -> float:
-    if check_finite(name, value, where=where) < 0:
-        raise ConfigError(expected(name, "a number that is not negative", repr(value), where=where))
-    return float(value)
+def gaussian_features(mean: Array, covariance: Any, *, seeds: int, steps: int, seed: int) -> Values:
+    """Draw the theorem's features (seeds, steps, d); the covariance is a number, (d,) variances or a (d, d) matrix."""
+    where = "gaussian_features"
+    seeds, steps = check_count("seeds", seeds, where=where), check_count("steps", steps, where=where)
+    check_count("seed", seed, least=0, where=where)
+    center = _numbers("mean", mean, {1: "axes (d)"}, where)
+    axes = {0: "one number", 1: "axes (d)", 2: "axes (d, d)"}
+    spread = _numbers("covariance", covariance, axes, where)
+    for axis in range(spread.ndim):
+        check_size("covariance", spread, axis, center.size, matches="mean", where=where)
+    normal = np.random.default_rng([seed, 0]).standard_normal((seeds, steps, center.size))
+    return np.asarray(center + (normal * _root(spread, where) if spread.ndim < 2 else normal @ _root(spread, where)))
+
+
+def _root(covariance: Values, where: str) -> Values:
+    """Return the symmetric square root, of each number or of the matrix."""
+    matrix = covariance.ndim == 2
+    if matrix and np.abs(covariance - covariance.T).max() > 1e-6 * np.abs(covariance).max():
+        raise ConfigError(expected("covariance", "a symmetric matrix", "another one", where=where))
+    variances, axes = np.linalg.eigh(covariance) if matrix else (covariance, np.eye(1))
+    # Rounding makes the zeros of a singular covariance slightly negative.
+    if variances.min() < -1e-6 * np.abs(variances).max():
+        value = f"a smallest variance of {variances.min():.3g}"
+        raise ConfigError(expected("covariance", "no negative variance", value, where=where))
+    deviations = np.sqrt(np.clip(variances, 0.0, None))
+    return np.asarray((axes * deviations) @ axes.T if matrix else deviations)
+
+
+def _given_centroids(start: Array, sizes: dict[str, int | None], where: str) -> Values:
+    """Check centroids against the sizes of their axes that other arguments tell."""
+    given = _numbers("start", start, {3: "a name or axes (seeds, k, d)"}, where)
+    for axis, (name, size) in enumerate(sizes.items()):
+        if size is not None:
+            check_size("start", given, axis, size, matches=name, where=where)
+    return given
+
+
+def _numbers(name: str, values: Any, shapes: dict[int, str], where: str) -> Values:
+    """Return finite numbers, as NumPy float64, with a number of axes in `shapes`, which says what they are called."""
+    numbers = finite_values(name, values, where=where)
+    if numbers.ndim not in shapes or numbers.size == 0:
+        raise ShapeError(expected(name, " or ".join(shapes.values()), f"shape {numbers.shape}", where=where))
+    return numbers

@@ -5,246 +5,95 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tucka.arrays import Array, backend_of, cast, widen
+import numpy as np
+
+from tucka.arrays import Array, array_like, backend_of, cast, detach, floating_backend, widen
 from tucka.arrays.pytrees import register_pytree
-from tucka.checks import check_finite, check_floating, check_mode, check_shapes
-from tucka.core.modes import multi_mode_product
-from tucka.errors import ShapeError, expected
+from tucka.checks import check_count, check_finite, check_mode, check_shapes
+from tucka.core.modes import times_matrices
+from tucka.core.norms import largest_entry
+from tucka.errors import ArrayError, ConfigError, ShapeError, expected
+from tucka.spec import TuckerSpec
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
 else:
     TuckerTensor = Any
 
-__all__ = ["TuckerExperts", "TuckerParts", "apply_mixture", "mix_cores", "tucker_inner", "tucker_norm"]
+__all__ = ["TuckerExperts", "adapt", "form_group", "mix_cores"]
+
+# Cores, expert factor, basis: of a whole set (k, p, r, r), (t, p), (d, r), or of one group with a core (p, r, r).
+Parts: TypeAlias = tuple[Array, Array, Array]
 
 _FIELDS = ("cores", "expert_factor", "basis")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class TuckerParts:
-    """A frozen record of arrays that fit each other, for copying, pickling and JAX's transformations.
-
-    Parameters
-    ----------
-    cores : array, shape (k, p, r, r)
-        The core tensors of the groups.
-    expert_factor : array, shape (t, p)
-        The factor of the expert mode (C).
-    basis : array, shape (d, r)
-        The factor of both weight modes (U).
-
-    Raises
-    ------
-    ShapeError
-        If the shapes do not fit each other.
-    TypeError
-        If the arrays are not real floating-point arrays of one backend and dtype.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> TuckerParts(np.ones((3, 2, 4, 4)), np.ones((5, 2)), np.ones((6, 4)))
-    TuckerParts(cores=(3, 2, 4, 4), expert_factor=(5, 2), basis=(6, 4))
-    """
-
-    cores: Array
-    expert_factor: Array
-    basis: Array
-
-    def __post_init__(self) -> None:
-        self.check_parts(where=type(self).__name__)
-        register_pytree(type(self), _FIELDS)
-
-    def __setstate__(self, state: dict[str, Array]) -> None:
-        # A copy, or an object from a file: its arrays were checked when they were put together.
-        self.__dict__.update(state)
-        register_pytree(type(self), _FIELDS)
-
-    def __repr__(self) -> str:
-        # JAX puts placeholders without a shape in the place of arrays.
-        shapes = (f"{name}={tuple(getattr(getattr(self, name), 'shape', ()))}" for name in _FIELDS)
-        return f"{type(self).__name__}({', '.join(shapes)})"
-
-    @property
-    def groups(self) -> int:
-        """Number of groups (k).
-
-        Returns
-        -------
-        int
-            The size of axis 0 of the cores.
-        """
-        return int(self.cores.shape[0])
-
-    @property
-    def experts_per_group(self) -> int:
-        """Number of experts in one group (t).
-
-        Returns
-        -------
-        int
-            The size of axis 0 of the expert factor.
-        """
-        return int(self.expert_factor.shape[0])
-
-    @property
-    def n_parameters(self) -> int:
-        """Numbers held: t·p + k·p·r² + d·r.
-
-        Returns
-        -------
-        int
-            The sum of the three arrays' sizes.
-        """
-        return sum(math.prod(array.shape) for array in (self.cores, self.expert_factor, self.basis))
-
-    def check_parts(self, *, where: str, **operands: tuple[Array, str]) -> None:
-        """Check backend, dtype and shapes of the parts, and of operands against them.
-
-        Parameters
-        ----------
-        where : str
-            The caller, for the message.
-        **operands : (array, str)
-            Other arrays and their axes, as in `tucka.checks.check_shapes`; the parts have the axes k p r r, t p
-            and d r.
-
-        Raises
-        ------
-        ShapeError
-            If the shapes do not fit each other.
-        TypeError
-            If the arrays are not real floating-point arrays of one backend and dtype.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> parts = TuckerParts(np.ones((3, 2, 4, 4)), np.ones((5, 2)), np.ones((6, 4)))
-        >>> parts.check_parts(x=(np.ones((9, 6)), "... d"), where="example")
-        """
-        described = {"cores": (self.cores, "k p r r"), "expert_factor": (self.expert_factor, "t p")}
-        described |= {"basis": (self.basis, "d r"), **operands}
-        arrays = {name: array for name, (array, _) in described.items()}
-        backend_of(**arrays)
-        check_floating(where=where, **arrays)
-        check_shapes(where=where, **described)
+def form_group(core: Array, expert_factor: Array, basis: Array) -> Array:
+    """Eq. (5): form T_i = G_i ×_0 C ×_1 U ×_2 U, (p, r, r), (t, p), (d, r) -> (t, d, d)."""
+    return times_matrices(core, [expert_factor, basis, basis])
 
 
-def mix_cores(gates: Array, cores: Array, expert_factor: Array) -> Array:
-    """Compute Σ_ijq γ_ij C_jq G_i[q], in at least float32 until the end.
-
-    Parameters
-    ----------
-    gates : array, shape (..., k, t)
-        γ.
-    cores : array, shape (k, p, r, r)
-        G.
-    expert_factor : array, shape (t, p)
-        C.
-
-    Returns
-    -------
-    array, shape (..., r, r)
-        One core for each set of gates.
-    """
-    weights = _core_weights(gates, expert_factor)
-    return cast(backend_of(gates=gates).tensordot(weights, widen(cores), axes=([-2, -1], [0, 1])), gates.dtype)
-
-
-def _core_weights(gates: Array, expert_factor: Array) -> Array:
-    """Weigh the k·p slices of the cores: Σ_j γ_ij C_jq, (..., k, t) -> (..., k, p), in at least float32."""
-    return backend_of(gates=gates).matmul(widen(gates), widen(expert_factor))
-
-
-def apply_mixture(x: Array, gates: Array, parts: tuple[Array, Array, Array], alpha: float) -> Array:
-    """Compute x + α ((x U) Ḡ) Uᵀ.
-
-    Parameters
-    ----------
-    x : array, shape (..., d)
-        Activations.
-    gates : array, shape (k, t), (B, k, t), ...
-        γ, with leading axes that are the first of x's.
-    parts : (array, array, array)
-        G, C, U of shapes (k, p, r, r), (t, p), (d, r).
-    alpha : float
-        The scale.
-
-    Returns
-    -------
-    array, shape (..., d)
-        The adapted activations.
-    """
+def adapt(x: Array, parts: Parts, gates: Array, *, alpha: float) -> Array:
+    """Eq. (9) without its W: x + α ((x U) Ḡ) Uᵀ, for x (..., d) and gates that align with x from the left."""
     cores, expert_factor, basis = parts
     handle = backend_of(x=x)
     inner = handle.matmul(x, basis)
-    between = x.ndim - gates.ndim + 1  # axes of x's rows that share their gates
-    if between:
-        mixed = mix_cores(gates, cores, expert_factor)
+    shared = x.ndim - gates.ndim + 1  # axes of x, before its last, along which rows share their gates
+    if shared:
+        mixed = mix_cores(cores, expert_factor, gates)
         inner = handle.matmul(
-            inner, handle.reshape(mixed, (*mixed.shape[:-2], *(1,) * (between - 1), *mixed.shape[-2:]))
+            inner, handle.reshape(mixed, (*mixed.shape[:-2], *(1,) * (shared - 1), *mixed.shape[-2:]))
         )
     else:
         # Each row has gates of its own: k·p·r numbers for a row, instead of an r×r core.
-        weights = cast(_core_weights(gates, expert_factor), x.dtype)
+        weights = cast(_core_weights(expert_factor, gates), x.dtype)
         inner = handle.tensordot(weights[..., None] * inner[..., None, None, :], cores, axes=([-3, -2, -1], [0, 1, 2]))
     return cast(x + handle.matmul(alpha * inner, handle.transpose(basis)), x.dtype)
 
 
-def tucker_norm(core: Array, expert_factor: Array, basis: Array) -> Array:
-    """Compute the Frobenius norm of G ×_0 C ×_1 U ×_2 U through the triangular factors of C and U.
+def mix_cores(cores: Array, expert_factor: Array, gates: Array) -> Array:
+    """The sum in Eq. (9): Ḡ = Σ_ijq γ_ij C_jq G_i[q], (..., k, t) -> (..., r, r), in at least float32 until the end."""
+    handle, weights = backend_of(gates=gates), _core_weights(expert_factor, gates)
+    return cast(handle.tensordot(weights, widen(cores), axes=([-2, -1], [0, 1])), gates.dtype)
 
-    An orthogonal factor does not change the norm, so only the triangles are multiplied with the core. The root of
-    an inner product would lose half of the digits where columns of U cancel.
 
-    Parameters
-    ----------
-    core, expert_factor, basis : array, shapes (p, r, r), (t, p), (d, r)
-        G, C, U.
+def _core_weights(expert_factor: Array, gates: Array) -> Array:
+    """Weigh the k·p slices of the cores: Σ_j γ_ij C_jq, (..., k, t) -> (..., k, p), in at least float32."""
+    return backend_of(gates=gates).matmul(widen(gates), widen(expert_factor))
 
-    Returns
-    -------
-    array, shape ()
-        The norm, in the dtype of `core`.
-    """
+
+def _inner(parts: Parts, others: Parts) -> Array:
+    """Sum the products of all entries of two groups of one size (t, d, d), through the Gram matrices of their parts."""
+    core, expert_factor, basis = parts
+    other_core, other_factor, other_basis = others
     handle = backend_of(core=core)
-    outer, inner = handle.qr(widen(expert_factor))[1], handle.qr(widen(basis))[1]
-    reduced = handle.reshape(multi_mode_product(widen(core), [outer, inner, inner]), (-1,))
-    # Divided by the largest entry, no square overflows or vanishes. An all-zero tensor keeps a gradient without NaN.
-    largest = handle.max(handle.abs(reduced))
-    unit = reduced / handle.where(largest == 0, largest + 1, largest)
-    squares = handle.sum(unit * unit)
-    return cast(largest * handle.sqrt(handle.where(squares == 0, squares + 1, squares)), core.dtype)
-
-
-def tucker_inner(parts: tuple[Array, Array, Array], others: tuple[Array, Array, Array]) -> Array:
-    """Compute the sum of the products of all entries of two Tucker tensors of the same size (t, d, d).
-
-    Parameters
-    ----------
-    parts : (array, array, array)
-        G, C, U of shapes (p, r, r), (t, p), (d, r).
-    others : (array, array, array)
-        Those of the other tensor; the ranks p and r may be its own.
-
-    Returns
-    -------
-    array, shape ()
-        The inner product, in the dtype of the first core.
-    """
-    handle = backend_of(core=parts[0])
-    core, expert_factor, basis = (widen(part) for part in parts)
-    other_core, other_factor, other_basis = (widen(part) for part in others)
     outer = handle.matmul(handle.transpose(other_factor), expert_factor)
-    inner = handle.matmul(handle.transpose(other_basis), basis)
-    return cast(handle.sum(multi_mode_product(core, [outer, inner, inner]) * other_core), parts[0].dtype)
+    between = handle.matmul(handle.transpose(other_basis), basis)
+    return handle.sum(times_matrices(core, [outer, between, between]) * other_core)
+
+
+def _norm(core: Array, expert_factor: Array, basis: Array) -> Array:
+    """Compute the Frobenius norm of a group."""
+    handle = backend_of(core=core)
+    sizes = [largest_entry(part) for part in (core, expert_factor, basis)]
+    unit = (core / sizes[0], expert_factor / sizes[1], basis / sizes[2])
+    # The value: an orthogonal factor changes no norm, so triangles are enough. The root of an inner product would lose
+    # half of the digits where columns of U cancel.
+    outer, inner = (handle.qr(detach(factor))[1] for factor in unit[1:])
+    reduced = times_matrices(detach(unit[0]), [outer, inner, inner])
+    largest = largest_entry(reduced)
+    length = largest * handle.sqrt(handle.sum((reduced / largest) ** 2))
+    # The derivatives: those of the inner product. Not all libraries can differentiate the triangles.
+    square = _inner(unit, unit)
+    divisor = handle.where(length == 0, length + 1, length)
+    length = length * handle.sqrt(1 + (square - detach(square)) / divisor / divisor)
+    return length * sizes[0] * sizes[2] * sizes[1] * sizes[2]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TuckerExperts(TuckerParts):
+class TuckerExperts:
     r"""k groups of t experts, :math:`\mathcal{T}_i = \mathcal{G}_i \times_0 C \times_1 U \times_2 U`.
 
     Expert j of group i is the matrix :math:`\mathcal{T}_i[j] = U \left(\sum_q C_{jq}\, \mathcal{G}_i[q]\right) U^\top`.
@@ -261,10 +110,8 @@ class TuckerExperts(TuckerParts):
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit each other.
-    TypeError
-        If the arrays are not real floating-point arrays of one backend and dtype.
+    ShapeError, ArrayError
+        If the shapes do not fit each other, or the arrays are not real floating-point arrays of one backend and dtype.
 
     References
     ----------
@@ -274,9 +121,101 @@ class TuckerExperts(TuckerParts):
     --------
     >>> import numpy as np
     >>> experts = TuckerExperts(np.ones((3, 2, 4, 4)), np.ones((5, 2)), np.ones((6, 4)))
+    >>> experts
+    TuckerExperts(cores=(3, 2, 4, 4), expert_factor=(5, 2), basis=(6, 4))
     >>> experts.to_tensor(0).shape, experts.n_parameters
     ((5, 6, 6), 130)
     """
+
+    cores: Array
+    expert_factor: Array
+    basis: Array
+
+    def __post_init__(self) -> None:
+        self._check(where=type(self).__name__)
+        register_pytree(type(self), _FIELDS)
+
+    def __setstate__(self, state: dict[str, Array]) -> None:
+        # A copy, or an object from a file: its arrays were checked when they were put together.
+        self.__dict__.update(state)
+        register_pytree(type(self), _FIELDS)
+
+    def __repr__(self) -> str:
+        # JAX puts placeholders without a shape in the place of arrays.
+        shapes = (f"{name}={tuple(getattr(getattr(self, name), 'shape', ()))}" for name in _FIELDS)
+        return f"{type(self).__name__}({', '.join(shapes)})"
+
+    def _check(self, *, where: str, **operands: tuple[Array, str]) -> None:
+        """Check the parts (axes k p r r, t p, d r), and operands with their axes against them."""
+        described = {"cores": (self.cores, "k p r r"), "expert_factor": (self.expert_factor, "t p")}
+        described |= {"basis": (self.basis, "d r"), **operands}
+        floating_backend(where=where, **{name: array for name, (array, _) in described.items()})
+        check_shapes(where=where, **described)
+
+    @classmethod
+    def from_spec(cls, spec: TuckerSpec, in_features: int, *, seed: int, like: Array | None = None) -> TuckerExperts:
+        """Draw random experts of the sizes of a specification.
+
+        The basis has orthonormal columns. The entries of expert factor and cores are normal with the variances 1/p and
+        1/r, so that an expert changes what it reads about as much as an orthogonal matrix would.
+
+        Parameters
+        ----------
+        spec : TuckerSpec
+            Of which only the four sizes k, t, p and r count.
+        in_features : int
+            The width d, at least r.
+        seed : int
+            The same seed gives the same numbers on every backend.
+        like : array, optional
+            Its backend, dtype and device are used; NumPy float64 if None.
+
+        Returns
+        -------
+        TuckerExperts
+            Not connected to `like` for gradients.
+
+        Raises
+        ------
+        ConfigError, ArrayError
+            If `in_features` is smaller than the rank, the seed is negative, or `like` is no real floating-point array.
+
+        References
+        ----------
+        .. [1] arXiv:2511.06859, Eq. (5) for the sizes. The paper does not say how the parts start.
+
+        Examples
+        --------
+        >>> TuckerExperts.from_spec(TuckerSpec(rank=4, groups=3), 16, seed=0)
+        TuckerExperts(cores=(3, 2, 4, 4), expert_factor=(2, 2), basis=(16, 4))
+        """
+        where = "TuckerExperts.from_spec"
+        k, t, p, r = spec.groups, spec.experts_per_group, spec.expert_rank, spec.rank
+        width = check_count("in_features", in_features, where=where)
+        if width < r:
+            raise ConfigError(expected("in_features", f"at least the rank, {r}", width, where=where))
+        rng = np.random.default_rng(check_count("seed", seed, least=0, where=where))
+        if like is not None:
+            floating_backend(where=where, like=like)
+        basis = np.linalg.qr(rng.standard_normal((width, r)))[0]
+        expert_factor = rng.standard_normal((t, p)) / math.sqrt(p)
+        cores = rng.standard_normal((k, p, r, r)) / math.sqrt(r)
+        return cls(*(array_like(part, like) for part in (cores, expert_factor, basis)))
+
+    @property
+    def groups(self) -> int:
+        """Number of groups (k)."""
+        return int(self.cores.shape[0])
+
+    @property
+    def experts_per_group(self) -> int:
+        """Number of experts in one group (t)."""
+        return int(self.expert_factor.shape[0])
+
+    @property
+    def n_parameters(self) -> int:
+        """Numbers held: t·p + k·p·r² + d·r."""
+        return sum(math.prod(array.shape) for array in (self.cores, self.expert_factor, self.basis))
 
     def to_tensor(self, group: int) -> Array:
         """Form all experts of one group.
@@ -296,6 +235,10 @@ class TuckerExperts(TuckerParts):
         ConfigError
             If there is no such group.
 
+        References
+        ----------
+        .. [1] arXiv:2511.06859, Eq. (5).
+
         Examples
         --------
         >>> import numpy as np
@@ -304,7 +247,7 @@ class TuckerExperts(TuckerParts):
                 [3., 3.]]])
         """
         group = check_mode("group", group, self.groups, where="TuckerExperts.to_tensor")
-        return multi_mode_product(self.cores[group], [self.expert_factor, self.basis, self.basis])
+        return form_group(self.cores[group], self.expert_factor, self.basis)
 
     def expert(self, group: int, index: int) -> Array:
         """Form one expert.
@@ -354,10 +297,12 @@ class TuckerExperts(TuckerParts):
 
         Raises
         ------
-        ShapeError
-            If the last two axes are not (k, t).
-        TypeError
-            If backend or dtype differ from the experts'.
+        ShapeError, ArrayError
+            If the last two axes are not (k, t), or backend or dtype differ from the experts'.
+
+        References
+        ----------
+        .. [1] arXiv:2511.06859, the sum in Eq. (9), inside the basis.
 
         Examples
         --------
@@ -366,8 +311,8 @@ class TuckerExperts(TuckerParts):
         >>> experts.mix(np.array([[0.0, 0.0], [0.25, 0.5]]))
         array([[2.25]])
         """
-        self.check_parts(gates=(gates, "... k t"), where="TuckerExperts.mix")
-        return mix_cores(gates, self.cores, self.expert_factor)
+        self._check(gates=(gates, "... k t"), where="TuckerExperts.mix")
+        return mix_cores(self.cores, self.expert_factor, gates)
 
     def apply(self, x: Array, gates: Array, *, alpha: float = 1.0) -> Array:
         r"""Adapt activations: :math:`x' = x + \alpha\, ((x U) \bar G)\, U^\top`, without any d×d matrix.
@@ -389,10 +334,10 @@ class TuckerExperts(TuckerParts):
 
         Raises
         ------
-        ShapeError
-            If `x` is not d wide or the leading axes of `gates` are not those of `x`.
-        TypeError
-            If backend or dtype differ from the experts'.
+        ShapeError, ArrayError
+            If `x` is not d wide, the leading axes of `gates` are not those of `x`, or backend or dtype differ.
+        ConfigError
+            If `alpha` is not finite.
 
         References
         ----------
@@ -406,14 +351,13 @@ class TuckerExperts(TuckerParts):
         array([[7., 6.]])
         """
         where = "TuckerExperts.apply"
-        self.check_parts(gates=(gates, "... k t"), x=(x, "... d"), where=where)
+        self._check(gates=(gates, "... k t"), x=(x, "... d"), where=where)
         alpha = check_finite("alpha", alpha, where=where)
-        rows = tuple(x.shape[:-1])
-        lead = tuple(gates.shape[:-2])
+        rows, lead = tuple(x.shape[:-1]), tuple(gates.shape[:-2])
         if lead != rows[: len(lead)]:
             rule = f"leading axes that are the first of x's {rows}"
             raise ShapeError(expected("gates", rule, f"shape {tuple(gates.shape)}", where=where))
-        return apply_mixture(x, gates, (self.cores, self.expert_factor, self.basis), alpha)
+        return adapt(x, (self.cores, self.expert_factor, self.basis), gates, alpha=alpha)
 
     def norm(self, group: int) -> Array:
         r"""Measure one group: the Frobenius norm :math:`\lVert \mathcal{T}_i \rVert`, without forming it.
@@ -426,8 +370,8 @@ class TuckerExperts(TuckerParts):
         Returns
         -------
         array, shape ()
-            Exact to rounding also where experts nearly vanish. Differentiable where the expert factor and the basis
-            have full column rank.
+            Exact to rounding also where experts nearly vanish. Differentiable; where the norm is zero, its gradient
+            is zero.
 
         Raises
         ------
@@ -441,7 +385,8 @@ class TuckerExperts(TuckerParts):
         4.242640687
         """
         group = check_mode("group", group, self.groups, where="TuckerExperts.norm")
-        return tucker_norm(self.cores[group], self.expert_factor, self.basis)
+        parts = (widen(part) for part in (self.cores[group], self.expert_factor, self.basis))
+        return cast(_norm(*parts), self.cores.dtype)
 
     def inner(self, other: TuckerExperts, group: int, other_group: int) -> Array:
         r"""Compare two groups: the inner product :math:`\langle \mathcal{T}_i, \mathcal{T}'_{i'} \rangle`.
@@ -460,12 +405,10 @@ class TuckerExperts(TuckerParts):
 
         Raises
         ------
-        ShapeError
-            If t or d differ.
+        ShapeError, ArrayError
+            If t or d differ, or `other` is no `TuckerExperts`, or of another backend or dtype.
         ConfigError
             If there is no such group.
-        TypeError
-            If `other` is no `TuckerExperts`, or of another backend or dtype.
 
         Examples
         --------
@@ -476,13 +419,16 @@ class TuckerExperts(TuckerParts):
         """
         where = "TuckerExperts.inner"
         if not isinstance(other, TuckerExperts):
-            raise TypeError(expected("other", "TuckerExperts", type(other).__qualname__, where=where))
+            raise ArrayError(expected("other", "TuckerExperts", type(other).__qualname__, where=where))
         group = check_mode("group", group, self.groups, where=where)
         other_group = check_mode("other_group", other_group, other.groups, where=where)
-        theirs = {"other.expert_factor": (other.expert_factor, "t q"), "other.basis": (other.basis, "d s")}
-        self.check_parts(**theirs, where=where)
-        parts = (self.cores[group], self.expert_factor, self.basis)
-        return tucker_inner(parts, (other.cores[other_group], other.expert_factor, other.basis))
+        self._check(
+            **{"other.expert_factor": (other.expert_factor, "t q"), "other.basis": (other.basis, "d s")}, where=where
+        )
+        first = (self.cores[group], self.expert_factor, self.basis)
+        second = (other.cores[other_group], other.expert_factor, other.basis)
+        product = _inner(*(tuple(map(widen, parts)) for parts in (first, second)))
+        return cast(product, self.cores.dtype)
 
     def group(self, index: int) -> TuckerTensor:
         """Hand one group to TensorLy.

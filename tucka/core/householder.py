@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from tucka.arrays import Array, backend_of, cast, widen
-from tucka.checks import check_axes, check_choice, check_floating
+from tucka.arrays import Array, backend_of, cast, floating_backend, placement, widen
+from tucka.checks import check_axes
 from tucka.core.experts import TuckerExperts
 from tucka.errors import ShapeError, expected
 
@@ -13,8 +11,7 @@ __all__ = ["householder_experts", "householder_gamma", "householder_product"]
 
 
 def _check_vectors(vectors: Array, where: str) -> None:
-    backend_of(vectors=vectors)
-    check_floating(where=where, vectors=vectors)
+    floating_backend(where=where, vectors=vectors)
     check_axes("vectors", vectors, "d r", where=where)
     width, count = vectors.shape
     if count > width:
@@ -22,31 +19,32 @@ def _check_vectors(vectors: Array, where: str) -> None:
         raise ShapeError(expected("vectors", f"at most {width} columns", f"shape {(width, count)}", where=where))
 
 
-def householder_gamma(vectors: Array, *, method: Literal["solve", "recursion"] = "solve") -> Array:
+def _identity(size: int, like: Array) -> Array:
+    """Return the identity matrix with the backend, dtype and device of `like`."""
+    return backend_of(like=like).eye(size, **placement(like))
+
+
+def householder_gamma(vectors: Array) -> Array:
     r"""Compute the Γ with :math:`\prod_{i=1}^{r} (I - 2 u_i u_i^\top) = I + U \Gamma U^\top`.
 
-    Two ways give the same matrix: the paper's recursion, one column at a time, and the closed form
-    :math:`\Gamma^{-1} = -(\tfrac{1}{2} I + \mathrm{striu}(U^\top U))`, one triangular solve. Γ is upper triangular.
+    The paper's recursion makes Γ column by column. This is its closed form, one triangular solve:
+    :math:`\Gamma^{-1} = -(\tfrac{1}{2} I + \mathrm{striu}(U^\top U))`.
 
     Parameters
     ----------
     vectors : array, shape (d, r)
-        Unit columns; the caller sees to the unit length.
-    method : {"solve", "recursion"}
-        Which of the two.
+        Unit columns; their length is not checked.
 
     Returns
     -------
     array, shape (r, r)
-        Same dtype as `vectors`.
+        Upper triangular, in the dtype of `vectors`.
 
     Raises
     ------
     ShapeError
         If `vectors` is not a matrix with at most as many columns as rows.
-    ConfigError
-        If there is no such method.
-    TypeError
+    ArrayError
         If `vectors` is no real floating-point array.
 
     Notes
@@ -67,41 +65,16 @@ def householder_gamma(vectors: Array, *, method: Literal["solve", "recursion"] =
            [ 0. , -2. ]])
     """
     _check_vectors(vectors, "householder_gamma")
-    check_choice("method", method, ("solve", "recursion"), where="householder_gamma")
     handle = backend_of(vectors=vectors)
     wide = widen(vectors)
     gram = handle.matmul(handle.transpose(wide), wide)
-    gamma = _gamma_by_recursion(gram) if method == "recursion" else _gamma_by_solve(gram)
-    return cast(gamma, vectors.dtype)
-
-
-def _identity(size: int, like: Array) -> Array:
-    """Return the identity matrix with the backend, dtype and device of `like`."""
-    handle = backend_of(like=like)
-    context = {key: value for key, value in handle.context(like).items() if key != "requires_grad"}
-    return handle.eye(size, **context)
-
-
-def _gamma_by_solve(gram: Array) -> Array:
-    handle = backend_of(gram=gram)
     identity = _identity(gram.shape[0], gram)
     # Column sums of the identity count 1..r; comparing them selects what lies strictly above the diagonal.
     order = handle.cumsum(handle.sum(identity, axis=0), 0)
     above = order[:, None] < order[None, :]
     inverse = -(0.5 * identity + handle.where(above, gram, handle.zeros_like(gram)))
     # The matrix is triangular with a constant diagonal, so the general solver does no pivoting: it substitutes.
-    return handle.solve(inverse, identity)
-
-
-def _gamma_by_recursion(gram: Array) -> Array:
-    handle = backend_of(gram=gram)
-    identity = _identity(gram.shape[0], gram)
-    rank = gram.shape[0]
-    gamma = -2.0 * identity[:, :1]  # Γ_1, as a column of full height
-    for column in range(1, rank):
-        above = -2.0 * handle.matmul(gamma, gram[:column, column : column + 1])
-        gamma = handle.concatenate([gamma, above - 2.0 * identity[:, column : column + 1]], axis=1)
-    return gamma
+    return cast(handle.solve(inverse, identity), vectors.dtype)
 
 
 def householder_product(vectors: Array) -> Array:
@@ -110,7 +83,7 @@ def householder_product(vectors: Array) -> Array:
     Parameters
     ----------
     vectors : array, shape (d, r)
-        Unit columns; the caller sees to the unit length.
+        Unit columns; their length is not checked.
 
     Returns
     -------
@@ -119,10 +92,8 @@ def householder_product(vectors: Array) -> Array:
 
     Raises
     ------
-    ShapeError
-        If `vectors` is not a matrix with at most as many columns as rows.
-    TypeError
-        If `vectors` is no real floating-point array.
+    ShapeError, ArrayError
+        As `householder_gamma`.
 
     References
     ----------
@@ -153,7 +124,7 @@ def householder_experts(vectors: Array) -> TuckerExperts:
     Parameters
     ----------
     vectors : array, shape (d, r)
-        Unit columns; the caller sees to the unit length.
+        Unit columns; their length is not checked.
 
     Returns
     -------
@@ -162,10 +133,8 @@ def householder_experts(vectors: Array) -> TuckerExperts:
 
     Raises
     ------
-    ShapeError
-        If `vectors` is not a matrix with at most as many columns as rows.
-    TypeError
-        If `vectors` is no real floating-point array.
+    ShapeError, ArrayError
+        As `householder_gamma`.
 
     References
     ----------

@@ -8,7 +8,23 @@ from tucka.arrays import Array, backend_of
 from tucka.checks import check_axes, check_mode, check_numeric, check_size
 from tucka.errors import ConfigError, ShapeError, expected
 
-__all__ = ["mode_product", "multi_mode_product"]
+__all__ = ["mode_product", "multi_mode_product", "times_matrices", "times_matrix"]
+
+
+def times_matrix(tensor: Array, matrix: Array, mode: int) -> Array:
+    """Compute X ×_n A for a mode from 0 on, unchecked."""
+    handle = backend_of(tensor=tensor)
+    product = handle.tensordot(tensor, matrix, axes=([mode], [1]))  # the new axis comes last
+    last = tensor.ndim - 1
+    # Not moveaxis: torch.func.vmap cannot batch it.
+    return handle.transpose(product, [*range(mode), last, *range(mode, last)])
+
+
+def times_matrices(tensor: Array, matrices: Sequence[Array], modes: Sequence[int] | None = None) -> Array:
+    """Compute X ×_n A ×_m B ..., along the first modes in order unless others are given, unchecked."""
+    for mode, matrix in enumerate(matrices):
+        tensor = times_matrix(tensor, matrix, mode if modes is None else modes[mode])
+    return tensor
 
 
 def mode_product(tensor: Array, matrix: Array, *, mode: int) -> Array:
@@ -33,12 +49,9 @@ def mode_product(tensor: Array, matrix: Array, *, mode: int) -> Array:
 
     Raises
     ------
-    ShapeError
-        If `tensor` has no modes, `matrix` is not a matrix with at least one row, or
-        ``matrix.shape[1] != tensor.shape[mode]``.
-    ConfigError
-        If there is no such mode.
-    TypeError
+    ShapeError, ConfigError
+        If `matrix` is no matrix with ``matrix.shape[1] == tensor.shape[mode]``, or there is no such mode.
+    ArrayError
         If the arrays are of different backends or dtypes, or hold no numbers.
 
     References
@@ -56,26 +69,7 @@ def mode_product(tensor: Array, matrix: Array, *, mode: int) -> Array:
     check_numeric(where=where, tensor=tensor, matrix=matrix)
     mode = _check_mode_of("mode", mode, tensor, where=where)
     _check_matrix("matrix", matrix, tensor, mode, where=where)
-    return _mode_product(tensor, matrix, mode)
-
-
-def _mode_product(tensor: Array, matrix: Array, mode: int) -> Array:
-    handle = backend_of(tensor=tensor)
-    product = handle.tensordot(tensor, matrix, axes=([mode], [1]))  # the new axis comes last
-    last = tensor.ndim - 1
-    # Not moveaxis: torch.func.vmap cannot batch it.
-    return handle.transpose(product, [*range(mode), last, *range(mode, last)])
-
-
-def _check_mode_of(name: str, mode: int, tensor: Array, *, where: str) -> int:
-    if tensor.ndim == 0:
-        raise ShapeError(expected("tensor", "at least one mode", "shape ()", where=where))
-    return check_mode(name, mode, tensor.ndim, where=where)
-
-
-def _check_matrix(name: str, matrix: Array, tensor: Array, mode: int, *, where: str) -> None:
-    check_axes(name, matrix, "J I", where=where)
-    check_size(name, matrix, 1, tensor.shape[mode], matches=f"mode {mode} of tensor", where=where)
+    return times_matrix(tensor, matrix, mode)
 
 
 def multi_mode_product(tensor: Array, matrices: Sequence[Array], *, modes: Sequence[int] | None = None) -> Array:
@@ -99,12 +93,10 @@ def multi_mode_product(tensor: Array, matrices: Sequence[Array], *, modes: Seque
 
     Raises
     ------
-    ShapeError
-        If a matrix does not fit its mode.
+    ShapeError, ArrayError
+        As `mode_product`.
     ConfigError
         If there is no such mode, a mode is given twice, or `modes` and `matrices` differ in length.
-    TypeError
-        If the arrays are of different backends or dtypes.
 
     References
     ----------
@@ -129,6 +121,15 @@ def multi_mode_product(tensor: Array, matrices: Sequence[Array], *, modes: Seque
         raise ConfigError(expected("modes", "different modes", given, where=where))
     for (name, matrix), mode in zip(named.items(), counted, strict=True):
         _check_matrix(name, matrix, tensor, mode, where=where)
-    for matrix, mode in zip(named.values(), counted, strict=True):
-        tensor = _mode_product(tensor, matrix, mode)
-    return tensor
+    return times_matrices(tensor, list(named.values()), counted)
+
+
+def _check_mode_of(name: str, mode: int, tensor: Array, *, where: str) -> int:
+    if tensor.ndim == 0:
+        raise ShapeError(expected("tensor", "at least one mode", "shape ()", where=where))
+    return check_mode(name, mode, tensor.ndim, where=where)
+
+
+def _check_matrix(name: str, matrix: Array, tensor: Array, mode: int, *, where: str) -> None:
+    check_axes(name, matrix, "J I", where=where)
+    check_size(name, matrix, 1, tensor.shape[mode], matches=f"mode {mode} of tensor", where=where)

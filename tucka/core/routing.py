@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import get_args
 
-from tucka.arrays import Array, Backend, backend_of, cast, widen
-from tucka.checks import check_axes, check_choice, check_floating, check_positive, check_shapes
+from tucka.arrays import Array, Backend, backend_of, cast, floating_backend, placement, widen
+from tucka.checks import check_axes, check_choice, check_positive, check_shapes
+from tucka.core.norms import norms_of_rows, scaled_rows
 from tucka.errors import ConfigError, ShapeError, expected
 from tucka.spec import CENTERED, Affinity, Routing
 
 __all__ = ["affinity_logits", "routing_feature", "select_gates"]
 
 
-def routing_feature(hidden: Array, *, mask: Array | None = None, granularity: Routing = "batch") -> Array:
+def routing_feature(hidden: Array, *, mask: Array | None = None, routing: Routing = "batch") -> Array:
     r"""Average hidden states into what the router looks at.
 
     A sample's feature is the mean over its unmasked tokens; the batch's feature :math:`\bar h` is the mean of the
@@ -25,7 +26,7 @@ def routing_feature(hidden: Array, *, mask: Array | None = None, granularity: Ro
         Inputs of the first adapted layer: (B, S, d) for text, (B, d) for plain vectors.
     mask : array, shape (B, ...), optional
         True or non-zero where a token counts. All count if None.
-    granularity : {"batch", "sample", "token"}
+    routing : {"batch", "sample", "token"}
         What one routing decision is made for.
 
     Returns
@@ -40,8 +41,8 @@ def routing_feature(hidden: Array, *, mask: Array | None = None, granularity: Ro
     ShapeError
         If there is no sample or no token, or `mask` does not have the shape of `hidden` without its last axis.
     ConfigError
-        If there is no such granularity.
-    TypeError
+        If there is no such routing.
+    ArrayError
         If `hidden` is no real floating-point array or `mask` is of another backend.
 
     References
@@ -56,49 +57,49 @@ def routing_feature(hidden: Array, *, mask: Array | None = None, granularity: Ro
     array([3.5])
     """
     where = "routing_feature"
-    handle = backend_of(hidden=hidden) if mask is None else backend_of(hidden=hidden, mask=mask)
-    check_floating(where=where, hidden=hidden)
-    check_choice("granularity", granularity, get_args(Routing), where=where)
+    handle = floating_backend(where=where, hidden=hidden)
+    check_choice("routing", routing, get_args(Routing), where=where)
     check_axes("hidden", hidden, " ".join(["B", *(f"S{axis}" for axis in range(hidden.ndim - 2)), "d"]), where=where)
-    if mask is not None and tuple(mask.shape) != tuple(hidden.shape[:-1]):
-        rule = f"shape {tuple(hidden.shape[:-1])} to match hidden"
-        raise ShapeError(expected("mask", rule, f"shape {tuple(mask.shape)}", where=where))
-    if granularity == "token":
+    if mask is not None:
+        backend_of(hidden=hidden, mask=mask)
+        if tuple(mask.shape) != tuple(hidden.shape[:-1]):
+            rule = f"shape {tuple(hidden.shape[:-1])} to match hidden"
+            raise ShapeError(expected("mask", rule, f"shape {tuple(mask.shape)}", where=where))
+    if routing == "token":
         return hidden
     tokens = widen(hidden)
     tokens = handle.reshape(tokens, (tokens.shape[0], -1, tokens.shape[-1]))
     if mask is None:
         samples = handle.mean(tokens, axis=1)
-        feature = samples if granularity == "sample" else handle.mean(samples, axis=0)
-        return cast(feature, hidden.dtype)
+        return cast(samples if routing == "sample" else handle.mean(samples, axis=0), hidden.dtype)
     kept = handle.reshape(mask, (tokens.shape[0], -1)) != 0
+    samples, counts = _masked_mean(handle, tokens, kept)
+    if routing == "batch":
+        samples, _ = _masked_mean(handle, samples[None], (counts != 0)[None])
+        samples = samples[0]
+    return cast(samples, hidden.dtype)
+
+
+def _masked_mean(handle: Backend, rows: Array, kept: Array) -> tuple[Array, Array]:
+    """Average the rows (n, s, d) where `kept` (n, s) is true, and count them; the mean of none is 0."""
     # where and not a product: whatever padding holds (NaN included), it must not reach the mean.
-    tokens = handle.where(kept[..., None], tokens, handle.zeros_like(tokens))
-    weights = cast(kept, tokens.dtype)
-    counts = handle.sum(weights, axis=1)
-    samples = handle.sum(tokens, axis=1) / _at_least_one(handle, counts)[:, None]
-    if granularity == "sample":
-        return cast(samples, hidden.dtype)
-    present = handle.sum(cast(counts != 0, tokens.dtype), axis=0)
-    return cast(handle.sum(samples, axis=0) / _at_least_one(handle, present), hidden.dtype)
-
-
-def _at_least_one(handle: Backend, counts: Array) -> Array:
-    return handle.where(counts == 0, counts + 1, counts)
+    rows = handle.where(kept[..., None], rows, handle.zeros_like(rows))
+    counts = handle.sum(cast(kept, rows.dtype), axis=1)
+    return handle.sum(rows, axis=1) / handle.where(counts == 0, counts + 1, counts)[:, None], counts
 
 
 def affinity_logits(
     feature: Array,
     centroids: Array,
     *,
-    kind: Affinity = "dot",
+    affinity: Affinity = "dot",
     center: Array | None = None,
     temperature: float = 1.0,
 ) -> Array:
     r"""Compare features with the experts' centroids.
 
     ==================  =====================================================================
-    kind                logit of expert j in group i
+    affinity            logit of expert j in group i
     ==================  =====================================================================
     ``"dot"``           :math:`h \cdot e_{ij}`, the paper's
     ``"group_norm"``    :math:`h \cdot e_{ij} / \lVert (h \cdot e_{im})_m \rVert_2`, the authors' code
@@ -116,10 +117,10 @@ def affinity_logits(
         From `routing_feature`.
     centroids : array, shape (k, t, d)
         One vector for each expert.
-    kind : {"dot", "group_norm", "centered", "directional"}
+    affinity : {"dot", "group_norm", "centered", "directional"}
         Which comparison.
     center : array, shape (d,), optional
-        The centre μ of the features, for the last two kinds; zero if None.
+        The centre μ of the features, for the last two affinities; zero if None.
     temperature : float
         τ, positive; divides the logits.
 
@@ -133,8 +134,8 @@ def affinity_logits(
     ShapeError
         If the widths differ.
     ConfigError
-        If there is no such kind, a centre is given to a kind without one, or the temperature is not positive.
-    TypeError
+        If there is no such affinity, a centre is given to one without, or the temperature is not positive.
+    ArrayError
         If the arrays differ in backend or dtype.
 
     References
@@ -150,16 +151,15 @@ def affinity_logits(
     """
     where = "affinity_logits"
     arrays = {"feature": feature, "centroids": centroids, **({} if center is None else {"center": center})}
-    backend_of(**arrays)
-    check_floating(where=where, **arrays)
-    check_choice("kind", kind, get_args(Affinity), where=where)
+    handle = floating_backend(where=where, **arrays)
+    check_choice("affinity", affinity, get_args(Affinity), where=where)
     axes = {"feature": "... d", "centroids": "k t d", "center": "d"}
     check_shapes(where=where, **{name: (array, axes[name]) for name, array in arrays.items()})
     check_positive("temperature", temperature, where=where)
-    if center is not None and kind not in CENTERED:
-        raise ConfigError(expected("center", f"None with kind={kind!r}", "an array", where=where))
+    if center is not None and affinity not in CENTERED:
+        raise ConfigError(expected("center", f"None with affinity={affinity!r}", "an array", where=where))
     features = widen(feature) if center is None else widen(feature) - widen(center)
-    logits = _LOGITS[kind](backend_of(**arrays), features, widen(centroids))
+    logits = _LOGITS[affinity](handle, features, widen(centroids))
     return cast(logits if temperature == 1 else logits / temperature, feature.dtype)
 
 
@@ -168,19 +168,13 @@ def _dot(handle: Backend, feature: Array, centroids: Array) -> Array:
 
 
 def _group_norm(handle: Backend, feature: Array, centroids: Array) -> Array:
-    logits = _dot(handle, feature, centroids)
-    return logits / _norms(handle, logits)[..., None]
+    logits = scaled_rows(_dot(handle, scaled_rows(feature), centroids))
+    return logits / norms_of_rows(logits)[..., None]
 
 
 def _directional(handle: Backend, feature: Array, centroids: Array) -> Array:
-    # The few logits are divided, not the wide feature.
-    return _dot(handle, feature, centroids) / _norms(handle, feature)[..., None, None]
-
-
-def _norms(handle: Backend, vectors: Array) -> Array:
-    """Return norms along the last axis; a norm of zero counts as one, and gets no NaN as its gradient."""
-    squares = handle.sum(vectors * vectors, axis=-1)
-    return handle.sqrt(squares + (squares == 0))
+    scaled = scaled_rows(feature)
+    return _dot(handle, scaled, centroids) / norms_of_rows(scaled)[..., None, None]
 
 
 _LOGITS: dict[str, Callable[[Backend, Array, Array], Array]] = {
@@ -191,7 +185,7 @@ _LOGITS: dict[str, Callable[[Backend, Array, Array], Array]] = {
 }
 
 
-def select_gates(logits: Array, *, normalize: bool = True, bias: Array | None = None) -> Array:
+def select_gates(logits: Array, *, gate_norm: bool = True, bias: Array | None = None) -> Array:
     r"""Choose the group with the highest logit and gate its experts by their scores.
 
     :math:`s_{ij} = \mathrm{sigmoid}(\mathrm{logit}_{ij})`, :math:`(i_0, j_0) = \arg\max s_{ij}`,
@@ -203,7 +197,7 @@ def select_gates(logits: Array, *, normalize: bool = True, bias: Array | None = 
     ----------
     logits : array, shape (..., k, t)
         From `affinity_logits`.
-    normalize : bool
+    gate_norm : bool
         Whether the gates of the chosen group sum to one (Eq. 8); else they are its scores, as in the authors' code.
     bias : array, shape (k,), optional
         b, added to the logits of each group for the choice alone; gets no gradient.
@@ -211,15 +205,17 @@ def select_gates(logits: Array, *, normalize: bool = True, bias: Array | None = 
     Returns
     -------
     array, shape (..., k, t)
-        Gates, zero outside the chosen group. Differentiable; with t = 1 and `normalize` the gradient is zero. The
-        first group with a NaN is chosen and gets NaN gates: all of them with `normalize`, else those of the NaN. A
-        logit of −∞ gives a gate of zero, so it excludes an expert; excluding all of them gives NaN with `normalize`.
+        Gates, zero outside the chosen group. Differentiable; with t = 1 and `gate_norm` the gradient is zero. The
+        first group with a NaN is chosen and gets NaN gates: all of them with `gate_norm`, else those of the NaN. A
+        logit of −∞ gives a gate of zero, so it excludes an expert; excluding all of them gives NaN with `gate_norm`.
 
     Raises
     ------
     ShapeError
         If `logits` has fewer than two axes, or `bias` is not one number for each group.
-    TypeError
+    ConfigError
+        If `gate_norm` is no boolean.
+    ArrayError
         If an argument is no real floating-point array, or they differ in backend or dtype.
 
     References
@@ -236,11 +232,10 @@ def select_gates(logits: Array, *, normalize: bool = True, bias: Array | None = 
     """
     where = "select_gates"
     given = {"logits": logits, **({} if bias is None else {"bias": bias})}
-    handle = backend_of(**given)
-    check_floating(where=where, **given)
+    handle = floating_backend(where=where, **given)
     axes = {"logits": "... k t", "bias": "k"}
     check_shapes(where=where, **{name: (array, axes[name]) for name, array in given.items()})
-    check_choice("normalize", normalize, (True, False), where=where)
+    check_choice("gate_norm", gate_norm, (True, False), where=where)
     groups, experts = logits.shape[-2:]
     wide = widen(logits)
     zeros = handle.zeros_like(wide)
@@ -249,7 +244,7 @@ def select_gates(logits: Array, *, normalize: bool = True, bias: Array | None = 
     is_chosen = (_positions(handle, groups, wide) == chosen[..., None])[..., None]
     # What the other groups hold must not reach the gradient either: an infinity there would make it NaN.
     log_scores = _log_sigmoid(handle, handle.where(is_chosen, wide, zeros))
-    if normalize:
+    if gate_norm:
         log_scores = log_scores - handle.logsumexp(log_scores, axis=-1)[..., None]
     return cast(handle.where(is_chosen, handle.exp(log_scores), zeros), logits.dtype)
 
@@ -261,5 +256,5 @@ def _log_sigmoid(handle: Backend, logits: Array) -> Array:
 
 def _positions(handle: Backend, count: int, like: Array) -> Array:
     """Return 0, 1, ..., count - 1 on the device of `like`, where its backend knows of devices."""
-    context = handle.context(like)
-    return handle.arange(0, count, **({"device": context["device"]} if "device" in context else {}))
+    where = placement(like)
+    return handle.arange(0, count, **({"device": where["device"]} if "device" in where else {}))

@@ -10,8 +10,9 @@ from tucka.peft.layer import TuckALayer
 from tucka.peft.model import TuckAModel
 from tucka.peft.registration import register
 from tucka.peft.routes.callback import RouterCallback
+from tucka.peft.routes.inspection import expert_load, last_route
 from tucka.peft.routes.pinning import pin_route, unpin_route
-from tucka.peft.routes.start import balance_router, expert_load, initialize_router, last_route
+from tucka.peft.routes.start import balance_router, initialize_router
 
 __all__ = [
     "AdaptedModule",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,7 +16,15 @@ from tucka.errors import ConfigError, expected
 from tucka.peft.layer import TuckALayer
 from tucka.spec import TuckerSpec
 
-__all__ = ["AdaptedModule", "adapted_modules", "chosen_adapter", "layers_of", "spec_of"]
+__all__ = [
+    "AdaptedModule",
+    "adapted_modules",
+    "change_config",
+    "chosen_adapter",
+    "layers_of",
+    "spec_of",
+    "unmerge_first",
+]
 
 
 @dataclass(frozen=True)
@@ -53,25 +63,11 @@ class AdaptedModule:
         return f"{self.name} [{self.adapter}] {self.kind}: {self.parameters:,} parameters ({shapes})"
 
 
-def layers_of(model: nn.Module) -> Iterator[tuple[str, TuckALayer]]:
-    """Go through the adapted layers of a model.
-
-    Parameters
-    ----------
-    model : Module
-        Any model.
-
-    Yields
-    ------
-    (str, TuckALayer)
-        Name and layer.
-
-    Examples
-    --------
-    >>> list(layers_of(nn.Linear(2, 2)))
-    []
-    """
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, TuckALayer))
+def layers_of(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, TuckALayer]]:
+    """Go through the adapted layers of a model, by name; with an adapter given, through those that have it."""
+    for name, module in model.named_modules():
+        if isinstance(module, TuckALayer) and (adapter is None or adapter in module.tucka_experts):
+            yield name, module
 
 
 def adapted_modules(model: nn.Module) -> list[AdaptedModule]:
@@ -106,48 +102,34 @@ def adapted_modules(model: nn.Module) -> list[AdaptedModule]:
 
 
 def chosen_adapter(model: nn.Module, adapter: str | None) -> str:
-    """Return the adapter asked for, or the one active one.
-
-    Parameters
-    ----------
-    model : Module
-        A model with TuckA adapters.
-    adapter : str or None
-        What the user gave.
-
-    Returns
-    -------
-    str
-        An adapter that exists.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such adapter, or none given and not exactly one active.
-    """
+    """Return the adapter asked for, or the one active one; a ConfigError if there is no such adapter."""
     if adapter is None:
         active = dict.fromkeys(name for _, layer in layers_of(model) for name in layer.active_adapters)
         if len(active) != 1:
-            raise ConfigError(expected("adapter_name", "given where not exactly one adapter is active", list(active)))
+            raise ConfigError(expected("adapter_name", "a name where not exactly one adapter is active", list(active)))
         adapter = next(iter(active))
-    if not any(adapter in layer.tucka_experts for _, layer in layers_of(model)):
+    if not any(layers_of(model, adapter)):
         raise ConfigError(expected("adapter_name", "the name of a TuckA adapter of this model", repr(adapter)))
     return adapter
 
 
 def spec_of(model: nn.Module, adapter: str) -> TuckerSpec:
-    """Return the sizes and options of an adapter.
+    """Return the sizes and options of an adapter, which are the same for all of its layers."""
+    return next(layer.experts(adapter).spec for _, layer in layers_of(model, adapter))
 
-    Parameters
-    ----------
-    model : Module
-        A model that has it.
-    adapter : str
-        Its name.
 
-    Returns
-    -------
-    TuckerSpec
-        The same for all of its layers.
-    """
-    return next(layer.experts(adapter) for _, layer in layers_of(model) if adapter in layer.tucka_experts).spec
+def change_config(model: nn.Module, adapter: str, **changes: Any) -> None:
+    """Change the configuration of an adapter in one model: other models may have been made from the same object."""
+    configs = cast(Any, model).peft_config
+    config = configs[adapter] = copy.deepcopy(configs[adapter])
+    for name, value in changes.items():
+        setattr(config, name, value)
+
+
+def unmerge_first(model: nn.Module) -> None:
+    """Unmerge all layers, with the warning that PEFT gives where it does so itself."""
+    merged = [layer for _, layer in layers_of(model) if layer.merged]
+    if merged:
+        warnings.warn("Adapter cannot be set when the model is merged. Unmerging the model first.", stacklevel=3)
+    for layer in merged:
+        layer.unmerge()

@@ -1,15 +1,11 @@
-r"""PEFT's own HRA, computed with thin products: the layers of a given model change class, nothing else changes.
-
-PEFT's HRA multiplies torch's weight by a product of reflections, W Π, and forms Π and W Π in every forward. Here
-:math:`\Pi = I + V U^\top` with two thin matrices, so a linear layer costs two thin products on activations more than
-its base, and a convolution one convolution to r channels and one of size 1×1.
-"""
+"""PEFT's own HRA, computed with thin products: the layers of a given model change class, nothing else changes."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft.tuners.hra.layer import HRAConv2d, HRALayer, HRALinear
@@ -18,142 +14,35 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tucka.backends.torch.householder import householder_gamma
+from tucka.backends.torch.thin import wide_dtype, without_autocast
 from tucka.errors import ConfigError, expected
 
 __all__ = ["AcceleratedHRAConv2d", "AcceleratedHRALinear", "accelerate_hra", "restore_hra"]
 
-
-class _ThinProducts:
-    """What both kinds of layers share: the thin factors of Π, merging, and which way a forward goes."""
-
-    active_adapters: list[str]
-    merged_adapters: list[str]
-    merged: bool
-    disable_adapters: bool
-    hra_r: dict[str, int]
-    hra_apply_GS: dict[str, bool]  # noqa: N815 - PEFT's name
-    hra_u: Any
-    base_layer: Any
-    get_base_layer: Callable[[], Any]
-    cast_input_dtype_enabled: bool
-
-    def thin_factors(self, name: str) -> tuple[Tensor, Tensor]:
-        r"""Return the factors of one adapter's product of reflections.
-
-        Parameters
-        ----------
-        name : str
-            The adapter.
-
-        Returns
-        -------
-        tuple of Tensor, both of shape (d, r)
-            V and U with :math:`\Pi = I + V U^\top`.
-
-        References
-        ----------
-        .. [1] arXiv:2511.06859, Eq. (1) and (2): V = U Γ.
-        """
-        vectors = self.hra_u[name]
-        with torch.autocast(vectors.device.type, enabled=False):
-            if self.hra_apply_GS[name]:
-                unit = _orthonormal(vectors, self.hra_r[name])
-                return -2.0 * unit, unit
-            wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-            unit = wide / wide.norm(dim=0)
-            return unit @ householder_gamma(unit), unit
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute what PEFT's layer computes.
-
-        Parameters
-        ----------
-        x : Tensor
-            The layer's input.
-        *args, **kwargs : object
-            Further arguments of the base layer, used where no adapter works.
-
-        Returns
-        -------
-        Tensor
-            In the dtype of `x`.
-        """
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        if self.disable_adapters or self.merged:
-            result: Tensor = self.base_layer(x, *args, **kwargs)
-            return result.to(x.dtype)
-        weight = self.get_base_layer().weight.data
-        dtype = torch.promote_types(x.dtype, weight.dtype) if self.cast_input_dtype_enabled else weight.dtype
-        bias = self.base_layer.bias
-        factors = [self.thin_factors(name) for name in self.active_adapters if name in self.hra_u]
-        thin = [(left.to(dtype), right.to(dtype)) for left, right in factors]
-        bias = None if bias is None else bias.to(dtype)
-        return self._adapted(x.to(dtype), weight.to(dtype), bias, thin).to(x.dtype)
-
-    def _adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[tuple[Tensor, Tensor]]) -> Tensor:
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Multiply the base weight by each adapter's product, in the order of the names.
-
-        Parameters
-        ----------
-        safe_merge : bool
-            Whether to look for NaN and infinity before anything is written.
-        adapter_names : list of str, optional
-            Which; the active ones if None.
-
-        Raises
-        ------
-        ValueError
-            If `safe_merge` finds a number that is not finite.
-        """
-        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.hra_u]
-        if not names:
-            return
-        weight = self.get_base_layer().weight
-        rows = weight.data.flatten(1)
-        for name in names:
-            left, right = self.thin_factors(name)
-            rows = _multiplied(rows, left, right)
-            if safe_merge and not torch.isfinite(rows).all():
-                # PEFT's own sentence: its users look for it.
-                msg = f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
-                raise ValueError(msg)
-        weight.data = rows.reshape(weight.shape).to(weight.dtype)
-        self.merged_adapters.extend(names)
-
-    @torch.no_grad()
-    def unmerge(self) -> None:
-        """Multiply the merged weight by the transposed products, which are the inverse ones."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        weight = self.get_base_layer().weight
-        rows = weight.data.flatten(1)
-        while self.merged_adapters:
-            name = self.merged_adapters.pop()
-            if name in self.hra_u:
-                left, right = self.thin_factors(name)
-                rows = _multiplied(rows, right, left)
-        weight.data = rows.reshape(weight.shape).to(weight.dtype)
+# PEFT's HRA multiplies torch's weight by a product of reflections, W Π, and forms Π and W Π in every forward. Here
+# Π = I + V Uᵀ with two thin matrices (d, r), so a linear layer costs two thin products on activations more than its
+# base, and a convolution one convolution to r channels and one of size 1×1.
+Factors: TypeAlias = tuple[Tensor, Tensor]
+# Takes x, weight and bias in one dtype, and computes the layer whose weight is multiplied by the factors' products.
+Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, list[Factors]], Tensor]
 
 
-def _multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Return ``rows (I + left rightᵀ)`` in float32 at least."""
-    dtype = torch.promote_types(torch.promote_types(rows.dtype, left.dtype), torch.float32)
-    rows, left, right = rows.to(dtype), left.to(dtype), right.to(dtype)
-    return torch.addmm(rows, rows @ left, right.t())
+def _thin_factors(layer: Any, name: str) -> Factors:
+    """Return V = U Γ and U of one adapter, both (d, r): arXiv:2511.06859, Eq. (1) and (2)."""
+    vectors = layer.hra_u[name]
+    with without_autocast(vectors.device.type):
+        if layer.hra_apply_GS[name]:
+            unit = _orthonormal(vectors, layer.hra_r[name])
+            return -2.0 * unit, unit
+        wide = vectors.to(wide_dtype(vectors))
+        unit = wide / wide.norm(dim=0)
+        return unit @ householder_gamma(unit), unit
 
 
 def _orthonormal(vectors: Tensor, rank: int) -> Tensor:
-    """Orthonormalise columns in exactly PEFT's order of operations.
-
-    Its default start has pairs of equal columns, of which this leaves rounding noise: another order, however exact,
-    would give other outputs there.
-    """
+    """Orthonormalise columns in exactly PEFT's order of operations."""
+    # PEFT's default start has pairs of equal columns, of which this leaves rounding noise: another order, however
+    # exact, would give other outputs there.
     columns = [(vectors[:, 0] / vectors[:, 0].norm()).view(-1, 1)]
     for i in range(1, rank):
         column = vectors[:, i].view(-1, 1)
@@ -163,43 +52,121 @@ def _orthonormal(vectors: Tensor, rank: int) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
-class AcceleratedHRALinear(_ThinProducts, HRALinear):
+def _multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``rows (I + left rightᵀ)``."""
+    return torch.addmm(rows, rows @ left, right.t())
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Factors]) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    # x (W Π₁ Π₂)ᵀ = x Π₂ᵀ Π₁ᵀ Wᵀ: the last adapter comes first, and each product is transposed.
+    for left, right in reversed(factors):
+        rows = _multiplied(rows, right, left)
+    return functional.linear(rows.reshape(x.shape), weight, bias)
+
+
+def _conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Factors], *, padding: int, stride: int
+) -> Tensor:
+    result = functional.conv2d(x, weight, bias, padding=padding, stride=stride)
+    if not factors:
+        return result
+    # W (I + V₁U₁ᵀ)(I + V₂U₂ᵀ) = W + L₁U₁ᵀ + L₂U₂ᵀ with L₁ = W V₁ and L₂ = (W + L₁U₁ᵀ) V₂.
+    rows = weight.flatten(1)
+    lefts: list[Tensor] = []
+    for left, _ in factors:
+        reduced = rows @ left
+        for known, (_, before) in zip(lefts, factors, strict=False):
+            reduced = reduced + known @ (before.t() @ left)
+        lefts.append(reduced)
+    kernel = torch.cat([right for _, right in factors], dim=1).t().reshape(-1, *weight.shape[1:])
+    inner = functional.conv2d(x, kernel, padding=padding, stride=stride)
+    return result + functional.conv2d(inner, torch.cat(lefts, dim=1)[:, :, None, None])
+
+
+def _forward(layer: Any, product: Product, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Compute what PEFT's layer computes, in the dtype of `x`."""
+    if layer.disable_adapters and layer.merged:
+        layer.unmerge()
+    if layer.disable_adapters or layer.merged:
+        result: Tensor = layer.base_layer(x, *args, **kwargs)
+        return result.to(x.dtype)
+    weight, bias = layer.get_base_layer().weight.data, layer.base_layer.bias
+    dtype = torch.promote_types(x.dtype, weight.dtype) if layer.cast_input_dtype_enabled else weight.dtype
+    names = [name for name in layer.active_adapters if name in layer.hra_u]
+    factors = [(left.to(dtype), right.to(dtype)) for left, right in (_thin_factors(layer, name) for name in names)]
+    bias = None if bias is None else bias.to(dtype)
+    return product(x.to(dtype), weight.to(dtype), bias, factors).to(x.dtype)
+
+
+def _wide_multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``rows (I + left rightᵀ)`` in float32 at least."""
+    dtype = wide_dtype(rows, left)
+    return _multiplied(rows.to(dtype), left.to(dtype), right.to(dtype))
+
+
+@torch.no_grad()
+def _merge(layer: Any, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+    """Multiply the base weight by each adapter's product, in the order of the names."""
+    names = [name for name in check_adapters_to_merge(layer, adapter_names) if name in layer.hra_u]
+    if not names:
+        return
+    weight = layer.get_base_layer().weight
+    rows = weight.data.flatten(1)
+    for name in names:
+        rows = _wide_multiplied(rows, *_thin_factors(layer, name))
+        if safe_merge and not torch.isfinite(rows).all():
+            # PEFT's own sentence: its users look for it.
+            msg = f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+            raise ValueError(msg)
+    weight.data = rows.reshape(weight.shape).to(weight.dtype)
+    layer.merged_adapters.extend(names)
+
+
+@torch.no_grad()
+def _unmerge(layer: Any) -> None:
+    """Multiply the merged weight by the transposed products, which are the inverse ones."""
+    if not layer.merged:
+        warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+        return
+    weight = layer.get_base_layer().weight
+    rows = weight.data.flatten(1)
+    while layer.merged_adapters:
+        name = layer.merged_adapters.pop()
+        if name in layer.hra_u:
+            left, right = _thin_factors(layer, name)
+            rows = _wide_multiplied(rows, right, left)
+    weight.data = rows.reshape(weight.shape).to(weight.dtype)
+
+
+class AcceleratedHRALinear(HRALinear):
     """PEFT's HRA on a linear layer, with the reflections applied to the activations; made by `accelerate_hra`."""
 
-    def _adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[tuple[Tensor, Tensor]]) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        # x (W Π₁ Π₂)ᵀ = x Π₂ᵀ Π₁ᵀ Wᵀ: the last adapter comes first, and each product is transposed.
-        for left, right in reversed(factors):
-            rows = torch.addmm(rows, rows @ right, left.t())
-        return functional.linear(rows.reshape(x.shape), weight, bias)
+    merge, unmerge = _merge, _unmerge
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute what PEFT's layer computes, in the dtype of `x`."""
+        return _forward(self, _linear, x, *args, **kwargs)
 
 
-class AcceleratedHRAConv2d(_ThinProducts, HRAConv2d):
+class AcceleratedHRAConv2d(HRAConv2d):
     """PEFT's HRA on a convolution, with two thin convolutions beside the base's; made by `accelerate_hra`."""
 
-    def _adapted(self, x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[tuple[Tensor, Tensor]]) -> Tensor:
+    merge, unmerge = _merge, _unmerge
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute what PEFT's layer computes, in the dtype of `x`."""
+        base = self.base_layer
         # As PEFT: one padding and one stride for both axes, no dilation.
-        geometry = {"padding": self.base_layer.padding[0], "stride": self.base_layer.stride[0]}
-        result = functional.conv2d(x, weight, bias, **geometry)
-        if not factors:
-            return result
-        # W (I + V₁U₁ᵀ)(I + V₂U₂ᵀ) = W + L₁U₁ᵀ + L₂U₂ᵀ with L₁ = W V₁ and L₂ = (W + L₁U₁ᵀ) V₂.
-        rows = weight.flatten(1)
-        lefts: list[Tensor] = []
-        for left, _ in factors:
-            reduced = rows @ left
-            for known, (_, before) in zip(lefts, factors, strict=False):
-                reduced = reduced + known @ (before.t() @ left)
-            lefts.append(reduced)
-        kernel = torch.cat([right for _, right in factors], dim=1).t().reshape(-1, *weight.shape[1:])
-        inner = functional.conv2d(x, kernel, **geometry)
-        return result + functional.conv2d(inner, torch.cat(lefts, dim=1)[:, :, None, None])
+        product = functools.partial(_conv2d, padding=base.padding[0], stride=base.stride[0])
+        return _forward(self, product, x, *args, **kwargs)
 
 
 _ACCELERATED: dict[type[nn.Module], type[nn.Module]] = {
     HRALinear: AcceleratedHRALinear,
     HRAConv2d: AcceleratedHRAConv2d,
 }
+_ORIGINAL = {fast: slow for slow, fast in _ACCELERATED.items()}
 
 
 def accelerate_hra(model: nn.Module) -> int:
@@ -262,10 +229,9 @@ def restore_hra(model: nn.Module) -> int:
     >>> restore_hra(nn.Linear(2, 2))
     0
     """
-    original = {fast: slow for slow, fast in _ACCELERATED.items()}
-    changed = [layer for _, layer in _hra_layers(model) if type(layer) in original]
+    changed = [layer for _, layer in _hra_layers(model) if type(layer) in _ORIGINAL]
     for layer in changed:
-        layer.__class__ = original[type(layer)]
+        layer.__class__ = _ORIGINAL[type(layer)]
     return len(changed)
 
 
@@ -277,7 +243,8 @@ def _hra_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _check(name: str, layer: Any) -> None:
-    if type(layer) not in (*_ACCELERATED, *_ACCELERATED.values()):
+    """Raise for a layer that PEFT's own HRA crashes on or that another library wrapped."""
+    if type(layer) not in (*_ACCELERATED, *_ORIGINAL):
         cure = "Call accelerate_hra before the model is sharded or wrapped"
         rule = "layers of PEFT's own classes"
         raise ConfigError(expected("model", rule, type(layer).__name__, where=name, cure=cure))

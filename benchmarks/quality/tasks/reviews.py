@@ -1,8 +1,7 @@
-"""Is a review of food the best a buyer can give? MiniLM, small_fine_foods of R's modeldata (5 stars against fewer).
+"""Is a review of food the best a buyer can give? MiniLM, small_fine_foods of R's modeldata (5 stars against fewer)."""
 
-The reviews are from the Amazon fine food reviews of McAuley & Leskovec (2013). Training and validation are from the
-package's 4,000 training reviews, without those that occur among its 1,000 test reviews as well.
-"""
+# The reviews are from the Amazon fine food reviews of McAuley & Leskovec (2013). Training and validation are from the
+# package's 4,000 training reviews, without those that also occur among its 1,000 test reviews.
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.problem import Problem, Sizes, Task, TaskError
+from benchmarks.quality.problem import Problem, Sizes, Task
 from benchmarks.quality.tasks.minilm import text_problem
-from benchmarks.quality.tasks.sources import cached, debian_folder, package_folder, task_errors
-from tucka.demo.data import Sentence, split_domains
+from benchmarks.quality.tasks.sources import cached, debian_folder
+from examples.data import DataError, Sentence, package_folder, split_domains
 from tucka.errors import expected
 
 MAX_LENGTH = 48  # tokens: half of the reviews are longer than 68
@@ -27,13 +26,11 @@ FILE = "small-fine-foods.json"
 SHA256 = "7defc2a5cdeaf7a6f2ca6009f19cd892879f9d9ef46dd7f58c5b531c046f1b12"
 _PACKAGE, _INSIDE = "r-cran-modeldata", "usr/lib/R/site-library/modeldata/data"
 _TABLES = {"train": "training_data", "test": "testing_data"}
-_SPACE = 30_000_000  # the package is 4 MB, unpacked 5 MB
 
 
 def load(sizes: Sizes) -> Problem:
-    train, test = read_reviews(cached("small-fine-foods", {FILE: SHA256}, _make, space=_SPACE) / FILE)
-    with task_errors():
-        split = split_domains({PART: train}, train=sizes.train, test=sizes.validation)
+    train, test = read_reviews(cached("small-fine-foods", {FILE: SHA256}, _make) / FILE)
+    split = split_domains({PART: train}, train=sizes.train, test=sizes.validation)
     return text_problem(split.train, split.test, {PART: test[: sizes.test]}, max_length=MAX_LENGTH)
 
 
@@ -56,9 +53,9 @@ def _make(made: Path, scratch: Path) -> None:
     try:
         found = read_lazy_database(base, _TABLES.values())
         rows = {part: _rows(found[name]) for part, name in _TABLES.items()}
-    except Exception as error:  # any reader of any of its files may raise, each an error of its own
+    except Exception as error:  # any reader of any of its files may raise an error of its own
         value = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise TaskError(expected(_PACKAGE, f"the tables {' and '.join(_TABLES.values())}", value)) from error
+        raise DataError(expected(_PACKAGE, f"the tables {' and '.join(_TABLES.values())}", value)) from error
     (made / FILE).write_text(json.dumps(rows, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
@@ -68,20 +65,7 @@ def _rows(table: Any) -> list[tuple[str, int]]:
 
 
 def read_lazy_database(base: Path, names: Iterable[str]) -> Mapping[str, Any]:
-    """Read objects of the database in which an installed package of R keeps its data.
-
-    Parameters
-    ----------
-    base : Path
-        The database's path without its two endings: ``.rdx`` says where in ``.rdb`` each object lies.
-    names : iterable of str
-        The objects wanted.
-
-    Returns
-    -------
-    mapping of str to object
-        As `rdata` converts them.
-    """
+    """Read objects from the files BASE.rdx, which says where each object lies, and BASE.rdb of a package of R."""
     import rdata
 
     places = rdata.read_rds(base.with_suffix(".rdx"))["variables"]
@@ -93,7 +77,7 @@ def read_lazy_database(base: Path, names: Iterable[str]) -> Mapping[str, Any]:
         start, length = (int(number) for number in places[name])
         raw = lzma.decompress(content[start + 5 : start + length], lzma.FORMAT_RAW, filters=filters)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it takes R's tibble for the data frame that it is
+            warnings.simplefilter("ignore")  # about the class of R's tables, which is read as a data frame
             found[name] = rdata.conversion.convert(rdata.parser.parse_data(raw, extension=".rds"))
     return found
 

@@ -1,16 +1,4 @@
-"""The two thin products every adapter is made of, ``x U`` and ``y + m Uᵀ``, with backward passes of their own.
-
-Left to automatic differentiation these products cost twice what they need, for two reasons:
-
-- A (d, r) basis lies in memory the wrong way round for a CPU's matrix product, forward and backward. Here it is turned
-  once in each pass, which is d·r numbers, and never kept.
-- The gradient of x has two parts, from the sum and from ``x U``. Here `project` hands x on, so both parts meet in its
-  backward and are added by the product's own kernel, without a further pass over (N, d) numbers.
-
-What is kept is what went in: x as it was given, so that layers which read the same input keep one copy between them,
-also if it is strided or will be cast. A compiler sees the plain products and makes its own choices, and without
-gradients nothing is recorded.
-"""
+"""The two thin products every adapter is made of, ``x U`` and ``y + m Uᵀ``, with backward passes of their own."""
 
 from __future__ import annotations
 
@@ -22,80 +10,45 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.checks import has_autocast
+__all__ = ["add_product", "compute_dtype", "has_autocast", "project", "wide_dtype", "without_autocast"]
 
-__all__ = ["add_product", "compute_dtype", "project", "without_autocast"]
+# Left to automatic differentiation, these products cost twice what they need. Here a basis is turned once in each pass
+# (see `_turned`), and the gradient of x is summed inside the product's own kernel (see `project`). What is kept for the
+# backward is x as it was given, strided or to be cast: layers that read the same input keep one copy between them.
+# A compiler sees the plain products and makes its own choices; without gradients nothing is recorded.
+
+
+def has_autocast(device: str) -> bool:
+    """Tell whether torch casts what it multiplies on a type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
-    """Return a context in which products run in the dtype of what they multiply.
-
-    Parameters
-    ----------
-    device : str
-        Type of the device.
-
-    Returns
-    -------
-    context manager
-        One that does nothing where autocast is off anyhow: entering torch's costs more than small products do.
-
-    Examples
-    --------
-    >>> with torch.autocast("cpu", dtype=torch.bfloat16), without_autocast("cpu"):
-    ...     (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
-    torch.float32
-    """
+    """Return a context in which products run in the dtype of what they multiply."""
+    # Entering torch's context costs more than a small product, so it is entered only where autocast is on.
     return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """Return the widest dtype of tensors, float32 at least."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which products of `x` run: autocast's where it is on, else that of `x`.
-
-    Parameters
-    ----------
-    x : Tensor
-        Activations.
-
-    Returns
-    -------
-    torch.dtype
-        Float64 stays float64, as in torch's own products.
-
-    Examples
-    --------
-    >>> with torch.autocast("cpu", dtype=torch.bfloat16):
-    ...     compute_dtype(torch.ones(1)), compute_dtype(torch.ones(1).double())
-    (torch.bfloat16, torch.float64)
-    """
+    """Return the dtype in which products of `x` run: autocast's where it is on, else that of `x`."""
+    # Float64 stays float64 under autocast, as in torch's own products.
     if x.dtype != torch.float64 and has_autocast(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
 def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply activations by a thin basis, and hand the activations on.
-
-    Parameters
-    ----------
-    x : Tensor, shape (..., d)
-        Activations; any layout.
-    basis : Tensor, shape (d, r)
-        U.
-
-    Returns
-    -------
-    inner : Tensor, shape (N, r)
-        ``x U``, N being the product of the leading sizes.
-    rows : Tensor, shape (N, d)
-        `x`. Use it where `x` would be added to something made from `inner`: its gradient then costs nothing.
-
-    Examples
-    --------
-    >>> inner, rows = project(torch.ones(2, 3, 4), torch.ones(4, 1))
-    >>> inner.shape, rows.shape
-    (torch.Size([6, 1]), torch.Size([6, 4]))
-    """
+    """Return ``x U`` (N, r) for `x` (..., d) and a basis U (d, r), and `x` itself as rows (N, d)."""
+    # Use the returned rows where x would be added to something made from x U: both parts of the gradient then meet in
+    # one backward, where the product's own kernel adds them without a further pass over (N, d) numbers.
     dtype = compute_dtype(x)
     if torch.compiler.is_compiling():
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
@@ -107,27 +60,7 @@ def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
-    """Add a product with a thin basis, ``rows + inner Uᵀ``.
-
-    Parameters
-    ----------
-    rows : Tensor, shape (N, d)
-        What is added to.
-    inner : Tensor, shape (N, r)
-        In the dtype of `rows`.
-    basis : Tensor, shape (d, r)
-        U.
-
-    Returns
-    -------
-    Tensor, shape (N, d)
-        In the dtype of `rows`.
-
-    Examples
-    --------
-    >>> add_product(torch.zeros(1, 2), torch.ones(1, 2), torch.eye(2))
-    tensor([[1., 1.]])
-    """
+    """Return ``rows + inner Uᵀ`` for rows (N, d), `inner` (N, r) in their dtype, and a basis U (d, r)."""
     if torch.compiler.is_compiling():
         return torch.addmm(rows, inner, basis.to(rows.dtype).t())
     if not torch.is_grad_enabled():
@@ -136,7 +69,8 @@ def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
 
 
 def _turned(basis: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return Uᵀ (r, d), laid out for thin products: on a CPU they run along rows."""
+    """Return Uᵀ (r, d), laid out for thin products."""
+    # A (d, r) basis lies in memory the wrong way round for a CPU's matrix product. The turned copy is never kept.
     turned = basis.to(dtype).t()
     return turned.contiguous() if turned.device.type == "cpu" else turned
 
@@ -145,7 +79,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _signed(function: _Function) -> _Function:
-    """Keep a function's signature, which torch looks up in each call: for a thin product on few rows that is felt."""
+    """Store a function's signature on it: torch looks it up in each call, which on few rows takes measurable time."""
     function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return function
 

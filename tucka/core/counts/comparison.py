@@ -18,17 +18,14 @@ class MethodCounts:
     Parameters
     ----------
     method : str
-        Its name.
     sizes : mapping
-        The sizes given.
+        Its name, and the sizes given.
     parameters : int
         Trainable numbers.
     share : float
         Parameters divided by the weights of the layers.
-    forward : int
-        Multiply-adds of one forward, beyond the frozen layers'.
-    backward : int
-        Multiply-adds of its backward, beyond the frozen layers'.
+    forward, backward : int
+        Multiply-adds of one forward and of its backward, beyond the frozen layers'.
     file_bytes : int
         Bytes of the tensors in the adapter's file.
     activation_bytes : int
@@ -58,7 +55,7 @@ def compare_methods(
     samples: int | None = None,
     itemsize: int = 4,
 ) -> list[MethodCounts]:
-    """Count everything for several methods.
+    """Count everything for several methods on the same layers.
 
     Parameters
     ----------
@@ -67,9 +64,8 @@ def compare_methods(
     methods : mapping of str to mapping
         For each method its sizes, as `tucka.count_parameters` takes them.
     tokens : int
-        Rows that pass through the layers in one forward.
     samples : int, optional
-        How many samples these are; needed for ``routing="sample"``.
+        As in `tucka.count_flops`.
     itemsize : int
         Bytes of one number.
 

@@ -45,7 +45,7 @@ def count_parameters(method: str, layers: Iterable[tuple[int, int]], **sizes: An
     Returns
     -------
     int
-        The number of parameters. A classification head or other parts that are trained besides are not in it.
+        The number of parameters, without a classification head or other parts that are trained besides.
 
     Raises
     ------
@@ -54,15 +54,13 @@ def count_parameters(method: str, layers: Iterable[tuple[int, int]], **sizes: An
 
     References
     ----------
-    .. [1] arXiv:2511.06859, "Expert Complexity" in Sec. 3.2 and the router's cost in Sec. 3.3.
+    .. [1] arXiv:2511.06859, "Expert Complexity" in Sec. 3.2, Eq. (5), and the router's cost in Sec. 3.3, Eq. (6).
 
     Examples
     --------
     >>> block = [(768, 768)] * 3 + [(768, 3072), (3072, 768)]
-    >>> count_parameters("tucka", block * 12, r=6, k=1)
-    448464
-    >>> count_parameters("lora", block * 12, r=8)
-    1179648
+    >>> count_parameters("tucka", block * 12, r=6, k=1), count_parameters("lora", block * 12, r=8)
+    (448464, 1179648)
     """
     return total_cost(method, layers, sizes, where="count_parameters").parameters
 
@@ -78,17 +76,16 @@ def count_flops(
 ) -> int:
     r"""Count the multiply-adds that an adapter adds to one forward, or to its backward.
 
-    One multiply-add is two floating-point operations. Counted are matrix products; additions of whole tensors,
-    element-wise products, norms, means, sigmoids and linear solves are not. The frozen layers' own products (d·d' for
-    each token, in forward and in backward) are not in it. Baselines are counted as PEFT 0.21 computes them in training
+    One multiply-add is two floating-point operations. Counted are matrix products, and not additions of whole tensors,
+    element-wise products, norms, means, sigmoids and linear solves. The frozen layers' own products (d·d' for each
+    token, in forward and in backward) are not in it. Baselines are counted as PEFT 0.21 computes them in training
     without dropout, which for HRA and BOFT means d×d matrices. A merged adapter costs nothing.
 
     Parameters
     ----------
     method : str
-        As in `count_parameters`, where the sizes are listed.
     layers : iterable of tuple of int
-        Input and output width of each adapted layer, the one that runs first in front.
+        As in `count_parameters`.
     tokens : int
         Rows that pass through the layers in one forward: samples times their length.
     samples : int, optional
@@ -96,7 +93,7 @@ def count_flops(
     backward : bool
         Count the backward instead, in which all inputs need a gradient.
     **sizes : int or str or bool
-        The method's sizes.
+        As in `count_parameters`.
 
     Returns
     -------
@@ -116,8 +113,6 @@ def count_flops(
     --------
     >>> count_flops("tucka", [(768, 768)], tokens=100, r=8, k=2), count_flops("lora", [(768, 768)], tokens=100, r=8)
     (1238536, 1228800)
-    >>> count_flops("tucka", [(768, 768)], tokens=100, samples=10, routing="sample")
-    1268560
     """
     where = "count_flops"
     check_choice("backward", backward, (True, False), where=where)
@@ -128,19 +123,18 @@ def count_flops(
 def count_file_bytes(method: str, layers: Iterable[tuple[int, int]], *, itemsize: int = 4, **sizes: Any) -> int:
     """Count the bytes of the tensors in an adapter's safetensors file.
 
-    That is the parameters, with the router's centre and flag for ``"tucka"`` and the random projections for ``"vera"``.
-    The file's header comes on top: 8 bytes and one JSON entry, about 100 to 150 bytes, for each tensor.
+    They are the parameters, with the router's centre and flag for ``"tucka"`` and the random projections for
+    ``"vera"``. The file's header comes on top: 8 bytes, and about 100 to 150 for each tensor.
 
     Parameters
     ----------
     method : str
-        As in `count_parameters`, where the sizes are listed.
     layers : iterable of tuple of int
-        Input and output width of each adapted layer.
+        As in `count_parameters`.
     itemsize : int
         Bytes of one number: 4 for float32, 2 for float16 and bfloat16.
     **sizes : int or str or bool
-        The method's sizes.
+        As in `count_parameters`.
 
     Returns
     -------
@@ -173,25 +167,22 @@ def count_activation_bytes(
 ) -> int:
     """Count the bytes that an adapter keeps from the forward to the backward.
 
-    That is what autograd saves of the adapter's own computation: no parameters, no frozen weights, no buffers, and
-    nothing that the frozen layers or their activation functions save. An input counts in every layer that keeps it,
-    although the layers that read the same one (query, key and value) share a single copy. Gradient checkpointing
-    keeps less.
+    They are what autograd saves of the adapter's own computation: no parameters, frozen weights or buffers, and nothing
+    that the frozen layers or their activation functions save. An input counts in every layer that keeps it, although
+    layers that read the same one share a copy. Gradient checkpointing keeps less.
 
     Parameters
     ----------
     method : str
-        As in `count_parameters`, where the sizes are listed.
     layers : iterable of tuple of int
-        Input and output width of each adapted layer.
+        As in `count_parameters`.
     tokens : int
-        Rows that pass through the layers in one forward.
     samples : int, optional
-        How many samples these are; needed for ``routing="sample"``.
+        As in `count_flops`.
     itemsize : int
         Bytes of one number.
     **sizes : int or str or bool
-        The method's sizes.
+        As in `count_parameters`.
 
     Returns
     -------

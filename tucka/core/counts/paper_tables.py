@@ -28,6 +28,7 @@ MODEL_LAYERS: Mapping[str, tuple[Layer, ...]] = MappingProxyType(
     }
 )
 
+_LARGEST_SIZE = 4096  # that `other_sizes` tries
 _OFT = {"block_size": 8, "variant": "paper"}
 _TABLES: tuple[tuple[int, str, tuple[tuple[str, Mapping[str, Any], str], ...]], ...] = (
     (
@@ -96,6 +97,8 @@ class PaperCell:
     --------
     >>> PaperCell(2, "ViT-base", "hra", {"r": 8}, "0.59M", 589824).agrees
     True
+    >>> [cell.other_sizes() for cell in paper_counts() if cell.method == "vera"]
+    [({'r': 2468},), ()]
     """
 
     table: int
@@ -107,61 +110,32 @@ class PaperCell:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The counts that round to the printed figure.
-
-        Returns
-        -------
-        tuple of int
-            The smallest and the largest.
-        """
+        """The smallest and the largest count that round to the printed figure."""
         printed = Decimal(self.figure.removesuffix("M"))
         half = Decimal(5).scaleb(int(printed.as_tuple().exponent) - 1)
         return int((printed - half) * 10**6), int((printed + half) * 10**6)
 
     @property
     def agrees(self) -> bool:
-        """Whether the count rounds to the printed figure.
-
-        Returns
-        -------
-        bool
-            True for all cells but three.
-        """
+        """Whether the count rounds to the printed figure: true for all cells but three."""
         least, most = self.bounds
         return least <= self.count <= most
 
-    def other_sizes(self, *, most: int = 4096) -> tuple[dict[str, Any], ...]:
-        """Search for sizes that give the printed figure and differ from the stated ones in one number.
-
-        Parameters
-        ----------
-        most : int
-            The largest number tried.
-
-        Returns
-        -------
-        tuple of dict
-            For each size that can do it alone, all sizes, with the value nearest to the stated one. These are not the
-            sizes that the paper states, only what arithmetic would need. Empty for a cell that agrees.
-
-        Examples
-        --------
-        >>> [cell.other_sizes() for cell in paper_counts() if cell.method == "vera"]
-        [({'r': 2468},), ()]
-        """
+    def other_sizes(self) -> tuple[dict[str, Any], ...]:
+        """For each size that alone can give the printed figure: all sizes, with its value nearest to the stated."""
         if self.agrees:
             return ()
         found = []
         for name, stated in self.sizes.items():
-            value = self._value_that_fits(name, most) if isinstance(stated, int) else None
+            value = self._value_that_fits(name) if isinstance(stated, int) else None
             if value is not None:
                 found.append({**self.sizes, name: value})
         return tuple(found)
 
-    def _value_that_fits(self, name: str, most: int) -> int | None:
+    def _value_that_fits(self, name: str) -> int | None:
         """Bisect for the value of one size nearest to the stated one: counts grow with every size."""
         layers = MODEL_LAYERS[self.model]
-        values = range(1, most + 1)
+        values = range(1, _LARGEST_SIZE + 1)
 
         def count(value: int) -> int:
             return count_parameters(self.method, layers, **{**self.sizes, name: value})

@@ -1,23 +1,20 @@
-r"""Tucker experts from given matrices, and smaller Tucker experts from larger ones.
+"""Tucker experts from given matrices, and smaller Tucker experts from larger ones.
 
-Both are the problem :math:`\min \sum_i \lVert \mathcal{X}_i - \mathcal{G}_i \times_0 C \times_1 U \times_2 U \rVert^2`
-with one U on both sides, which general Tucker decompositions do not offer. It is solved on the host in float64, so
-every backend gets the same numbers.
+Both minimise Σ_i ‖X_i − G_i ×_0 C ×_1 U ×_2 U‖², with one U on both sides, on the host in float64.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from tucka.arrays import Array, backend_of, host_values
-from tucka.checks import check_axes, check_count, check_floating, check_size
+from tucka.arrays import Array, Values, array_like, finite_values, floating_backend, host_values
+from tucka.checks import check_axes, check_count, check_size
 from tucka.core.experts import TuckerExperts
 from tucka.core.fitting.symmetric_tucker import Nearest, nearest
-from tucka.errors import ConfigError, ShapeError, expected
+from tucka.errors import ArrayError, ConfigError, ShapeError, expected
 
 __all__ = ["FittedExperts", "compress", "fit_experts"]
 
@@ -29,11 +26,9 @@ class FittedExperts(TuckerExperts):
     Parameters
     ----------
     cores : array, shape (k, p, r, r)
-        The core tensors of the groups.
     expert_factor : array, shape (t, p)
-        C, with columns that are orthonormal or zero.
     basis : array, shape (d, r)
-        U, with orthonormal columns.
+        As in `TuckerExperts`. The columns of C are orthonormal or zero, those of U are orthonormal.
     residual : float
         Frobenius norm of the error over all groups, before the arrays are rounded to their dtype. NaN where unknown,
         as in copies that JAX's transformations make.
@@ -44,10 +39,8 @@ class FittedExperts(TuckerExperts):
 
     Raises
     ------
-    ShapeError
-        If the shapes do not fit each other.
-    TypeError
-        If the arrays are not real floating-point arrays of one backend and dtype.
+    ShapeError, ArrayError
+        As `TuckerExperts`.
 
     Examples
     --------
@@ -88,7 +81,7 @@ def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts:
         If `stack` does not have such axes.
     ConfigError
         If a rank is outside its rule, an entry is not finite, or a core is too large for the dtype.
-    TypeError
+    ArrayError
         If `stack` is no real floating-point array.
 
     Notes
@@ -113,8 +106,7 @@ def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts:
     True
     """
     where = "fit_experts"
-    backend_of(stack=stack)
-    check_floating(where=where, stack=stack)
+    floating_backend(where=where, stack=stack)
     if stack.ndim not in (3, 4):
         rule = "axes (t, d, d) or (k, t, d, d)"
         raise ShapeError(expected("stack", rule, f"shape {tuple(stack.shape)}", where=where))
@@ -151,7 +143,7 @@ def compress(experts: TuckerExperts, *, rank: int, expert_rank: int) -> FittedEx
     ------
     ConfigError
         If a rank is outside its rule, an entry is not finite, or a core is too large for the dtype.
-    TypeError
+    ArrayError
         If `experts` is no `TuckerExperts`.
 
     References
@@ -167,7 +159,7 @@ def compress(experts: TuckerExperts, *, rank: int, expert_rank: int) -> FittedEx
     """
     where = "compress"
     if not isinstance(experts, TuckerExperts):
-        raise TypeError(expected("experts", "TuckerExperts", type(experts).__qualname__, where=where))
+        raise ArrayError(expected("experts", "TuckerExperts", type(experts).__qualname__, where=where))
     width, old_rank = experts.basis.shape
     rank = _rank("rank", rank, min(old_rank, width), "what the experts have", where)
     expert_rank = _rank("expert_rank", expert_rank, experts.expert_factor.shape[1], "what the experts have", where)
@@ -191,11 +183,9 @@ def _rank(name: str, value: int, most: int, owner: str, where: str) -> int:
     return rank
 
 
-def _unit(name: str, array: Array, where: str) -> tuple[np.ndarray[Any, Any], float]:
+def _unit(name: str, array: Array, where: str) -> tuple[Values, float]:
     """Copy an array to the host and divide it by its largest entry, so that no square overflows or vanishes."""
-    values = host_values(array)
-    if not np.isfinite(values).all():
-        raise ConfigError(expected(name, "finite numbers", "NaN or infinity", where=where))
+    values = finite_values(name, array, where=where)
     largest = float(np.abs(values).max()) or 1.0
     return values / largest, largest
 
@@ -208,7 +198,7 @@ def _precision(array: Array) -> float:
 
 def _fitted(
     found: Nearest,
-    frames: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None,
+    frames: tuple[Values, Values] | None,
     scale: float,
     like: Array,
     where: str,
@@ -217,10 +207,8 @@ def _fitted(
     factor, basis = (
         (found.factor, found.basis) if frames is None else (frames[0] @ found.factor, frames[1] @ found.basis)
     )
-    handle = backend_of(like=like)
-    context = {key: value for key, value in handle.context(like).items() if key != "requires_grad"}
     with np.errstate(over="ignore"):
-        cores, expert_factor, basis = (handle.tensor(part, **context) for part in (found.cores * scale, factor, basis))
+        cores, expert_factor, basis = (array_like(part, like) for part in (found.cores * scale, factor, basis))
     if not np.isfinite(host_values(cores)).all():
         cure = "Convert the input to a wider dtype, or scale it down"
         raise ConfigError(expected("cores", f"numbers that {like.dtype} holds", "an overflow", where=where, cure=cure))

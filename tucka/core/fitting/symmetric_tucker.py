@@ -1,23 +1,20 @@
-r"""The nearest Tucker tensor with one basis on both matrix modes: the numerical work behind `tucka.fit_experts`.
+"""The nearest Tucker tensor of a stack X (k, t, d, d) with one basis U on both matrix modes, in NumPy's float64.
 
-Everything here is NumPy in float64. A stack X has shape (k, t, d, d); its approximation is C on the expert mode and U
-on both matrix modes, shared by the groups. For orthonormal C and U the best cores are :math:`C^\top U^\top X U`, so the
-error is a function of C and U alone. Given U, the best C is a singular value decomposition. For U, see `_step`.
+For orthonormal C and U the best cores are Cᵀ Uᵀ X U, so the error is a function of C and U alone. Given U, the best C
+is a singular value decomposition. U is improved step by step.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
 
 import numpy as np
 
+from tucka.arrays import Values
 from tucka.core.fitting.tensorly_tucker import tensorly_factors
 
 __all__ = ["Nearest", "nearest"]
-
-Matrix: TypeAlias = np.ndarray[Any, Any]
 
 _MAX_SWEEPS = 100
 _LEAST_GAIN = 1e-6  # of the error, in one sweep
@@ -26,68 +23,29 @@ _TENSORLY_SWEEPS = 4
 
 @dataclass(frozen=True)
 class Nearest:
-    """What `nearest` found.
+    """What `nearest` found."""
 
-    Parameters
-    ----------
-    cores : array, shape (k, p, r, r)
-        The best ones for the two factors.
-    factor : array, shape (t, p)
-        C, with columns that are orthonormal or zero.
-    basis : array, shape (d, r)
-        U, with orthonormal columns.
-    error, norm : float
-        Frobenius norms of the difference from the stack and of the stack.
-    sweeps : int
-        Updates made, those for smaller ranks included.
-    """
-
-    cores: Matrix
-    factor: Matrix
-    basis: Matrix
-    error: float
-    norm: float
-    sweeps: int
+    cores: Values  # (k, p, r, r), the best ones for the two factors
+    factor: Values  # C (t, p), with columns that are orthonormal or zero
+    basis: Values  # U (d, r), with orthonormal columns
+    error: float  # Frobenius norm of the difference from the stack
+    norm: float  # of the stack
+    sweeps: int  # updates made, those for smaller ranks included
 
 
 @dataclass(frozen=True)
 class _Fit:
     """An approximation on the way: U, its best C, X U (which the next update needs again), error and updates made."""
 
-    basis: Matrix
-    factor: Matrix
-    images: Matrix
+    basis: Values
+    factor: Values
+    images: Values
     error: float
     sweeps: int
 
 
-def nearest(stack: Matrix, rank: int, expert_rank: int, *, precision: float) -> Nearest:
-    """Approximate a stack by cores, one expert factor and one basis.
-
-    The error never increases with `rank` or `expert_rank`, up to `precision`: see `_grow`.
-
-    Parameters
-    ----------
-    stack : array, shape (k, t, d, d)
-        The matrices, with a largest entry around 1 (so that squares neither overflow nor vanish) or all zero.
-    rank : int
-        Columns of the basis, at most d.
-    expert_rank : int
-        Columns of the expert factor; those beyond t are zero.
-    precision : float
-        An error of this size, relative to the norm of the stack, counts as none.
-
-    Returns
-    -------
-    Nearest
-        The approximation.
-
-    Examples
-    --------
-    >>> found = nearest(np.diag([3.0, 4.0, 0.0])[None, None], 1, 1, precision=1e-14)
-    >>> abs(found.basis[:, 0]).round(9).tolist(), round(found.error, 9), round(found.norm, 9)
-    ([0.0, 1.0, 0.0], 3.0, 5.0)
-    """
+def nearest(stack: Values, rank: int, expert_rank: int, *, precision: float) -> Nearest:
+    """Approximate a stack whose largest entry is around 1; an error of `precision`, relative to its norm, is none."""
     experts, width = stack.shape[1:3]
     norm = float(np.linalg.norm(stack))
     if norm == 0.0:
@@ -100,7 +58,7 @@ def nearest(stack: Matrix, rank: int, expert_rank: int, *, precision: float) -> 
     return _completed(stack, fit.factor, basis, expert_rank, fit.sweeps)
 
 
-def _completed(stack: Matrix, factor: Matrix, basis: Matrix, expert_rank: int, sweeps: int) -> Nearest:
+def _completed(stack: Values, factor: Values, basis: Values, expert_rank: int, sweeps: int) -> Nearest:
     """Add zero columns to the expert factor, compute the cores and measure the error."""
     factor = np.pad(factor, ((0, 0), (0, expert_rank - factor.shape[1])))
     cores = _mixed(_inner(stack, basis), factor)
@@ -109,17 +67,17 @@ def _completed(stack: Matrix, factor: Matrix, basis: Matrix, expert_rank: int, s
     return Nearest(cores, factor, basis, error, norm, sweeps)
 
 
-def _inner(stack: Matrix, basis: Matrix) -> Matrix:
+def _inner(stack: Values, basis: Values) -> Values:
     """Compute Uᵀ X U for each matrix."""
     return np.asarray(basis.T @ (stack @ basis))
 
 
-def _mixed(stack: Matrix, factor: Matrix) -> Matrix:
+def _mixed(stack: Values, factor: Values) -> Values:
     """Multiply the expert mode by Cᵀ: (k, t, ., .) to (k, p, ., .)."""
     return np.moveaxis(np.tensordot(factor, stack, axes=([0], [1])), 0, 1)
 
 
-def _principal_axes(stack: Matrix) -> tuple[Matrix, Matrix]:
+def _principal_axes(stack: Values) -> tuple[Values, Values]:
     """Return the orthonormal axes along which rows and columns together spread, and how far, in falling order."""
     width = stack.shape[-1]
     vectors = np.concatenate([stack.reshape(-1, width), stack.swapaxes(-1, -2).reshape(-1, width)])
@@ -127,21 +85,18 @@ def _principal_axes(stack: Matrix) -> tuple[Matrix, Matrix]:
     return rows.T, weights
 
 
-def _numerical_rank(weights: Matrix, precision: float) -> int:
+def _numerical_rank(weights: Values, precision: float) -> int:
     """Count the leading weights, leaving out a tail that is below the precision as a whole."""
     tails = np.sqrt(np.cumsum(weights[::-1] ** 2))[::-1]
     return int((tails > precision / 4 * tails[0]).sum())
 
 
-def _grow(stack: Matrix, weights: Matrix, rank: int, expert_rank: int, floor: float) -> _Fit:
-    """Fit all smaller ranks on the way to (`rank`, `expert_rank`), each from its two smaller neighbours.
-
-    Alternating updates end in a local optimum, so two ranks fitted on their own could come out in the wrong order.
-    Here the fit of (r, p) starts from the best of the fits of (r - 1, p) and (r, p - 1) and of three starts of its own
-    (the principal axes, `_symmetric_axes`, `_tensorly_basis`), and no update makes it worse. Since the fit of (r, p) is
-    the same whatever rank was asked for, errors are ordered for any two calls. The stack is in the coordinates of its
-    principal axes.
-    """
+def _grow(stack: Values, weights: Values, rank: int, expert_rank: int, floor: float) -> _Fit:
+    """Fit all smaller ranks on the way to (`rank`, `expert_rank`), in the coordinates of the stack's principal axes."""
+    # Alternating updates end in a local optimum, so two ranks fitted on their own could come out in the wrong order.
+    # Here the fit of (r, p) starts from the best of the fits of (r - 1, p) and (r, p - 1) and of three starts of its
+    # own, and no update makes it worse. Since the fit of (r, p) is the same whatever rank was asked for, errors are
+    # ordered for any two calls.
     width, symmetric = len(weights), _symmetric_axes(stack)
     fits: list[_Fit] = []
     sweeps = 0
@@ -166,7 +121,7 @@ def _error(fit: _Fit) -> float:
     return fit.error
 
 
-def _extended(basis: Matrix, weights: Matrix) -> Matrix:
+def _extended(basis: Values, weights: Values) -> Values:
     """Add the principal axis that is heaviest outside the basis; in these coordinates the axes are unit vectors."""
     outside = 1.0 - np.sum(basis * basis, axis=1)
     # What rounding leaves of a heavy axis inside must not outweigh a light axis outside.
@@ -176,22 +131,18 @@ def _extended(basis: Matrix, weights: Matrix) -> Matrix:
     return np.linalg.qr(np.concatenate([basis, added], axis=1))[0]
 
 
-def _symmetric_axes(stack: Matrix) -> Matrix:
-    """Return the eigenvectors of the symmetric part of the stack's dominant matrix, heaviest first.
-
-    Principal axes cannot tell an eigenvalue from its negative; for one symmetric matrix these axes are the solution.
-    """
+def _symmetric_axes(stack: Values) -> Values:
+    """Return the eigenvectors of the symmetric part of the stack's dominant matrix, heaviest first."""
+    # Principal axes cannot tell an eigenvalue from its negative; for one symmetric matrix these axes are the solution.
     width = stack.shape[-1]
     dominant = np.linalg.svd(stack.reshape(-1, width * width), full_matrices=False)[2][0].reshape(width, width)
     values, vectors = np.linalg.eigh(dominant + dominant.T)
     return np.asarray(vectors[:, np.argsort(-np.abs(values), kind="stable")])
 
 
-def _tensorly_basis(stack: Matrix, size: int, expert_rank: int) -> Matrix:
-    """Start from TensorLy's decomposition, which has two bases, by one update that makes them one.
-
-    It sees the leading principal axes only: enough for a start, and cheap.
-    """
+def _tensorly_basis(stack: Values, size: int, expert_rank: int) -> Values:
+    """Start from TensorLy's decomposition, which has two bases, by one update that makes them one."""
+    # It sees the leading principal axes only: enough for a start, and cheap.
     leading = stack[:, :, : 4 * size, : 4 * size]
     basis = np.eye(leading.shape[-1], size)
     factor = _with_factor(leading, basis, expert_rank).factor
@@ -200,7 +151,7 @@ def _tensorly_basis(stack: Matrix, size: int, expert_rank: int) -> Matrix:
     return _leading(_pulls(factor, rows @ right, columns @ left), size)
 
 
-def _with_factor(stack: Matrix, basis: Matrix, expert_rank: int, sweeps: int = 0) -> _Fit:
+def _with_factor(stack: Values, basis: Values, expert_rank: int, sweeps: int = 0) -> _Fit:
     """Give a basis its best expert factor, the leading left singular vectors of the projected expert unfolding."""
     images = stack @ basis
     inner = np.moveaxis(basis.T @ images, 1, 0)
@@ -215,7 +166,7 @@ def _with_factor(stack: Matrix, basis: Matrix, expert_rank: int, sweeps: int = 0
     return _Fit(basis, factor, images, error, sweeps)
 
 
-def _refined(stack: Matrix, fit: _Fit, expert_rank: int, floor: float) -> _Fit:
+def _refined(stack: Values, fit: _Fit, expert_rank: int, floor: float) -> _Fit:
     """Update basis and expert factor in turn until the error hardly falls; it never rises."""
     while fit.sweeps < _MAX_SWEEPS and fit.error > floor:
         better = _step(stack, fit, expert_rank)
@@ -228,15 +179,12 @@ def _refined(stack: Matrix, fit: _Fit, expert_rank: int, floor: float) -> _Fit:
     return fit
 
 
-def _step(stack: Matrix, fit: _Fit, expert_rank: int) -> _Fit | None:
-    r"""Take the longest of some steps that lowers the error, or return None at a stationary point.
-
-    With :math:`Y = C^\top X` and :math:`P = U U^\top` the error falls as :math:`f(P) = \sum \mathrm{tr}(Y P Y^\top P)`
-    rises. The leading eigenvectors of :math:`S = \sum (Y P Y^\top + Y^\top P Y) + 2 \tau P` maximise the linearisation
-    of :math:`f(P) + \tau \lVert P \rVert^2`, whose second term is the same for all projections. From
-    :math:`\tau = \lVert Y \rVert^2` on this function is convex, so it rises by at least what its linearisation does:
-    the last step cannot raise the error. The first, without a shift, is the longest and mostly a good one.
-    """
+def _step(stack: Values, fit: _Fit, expert_rank: int) -> _Fit | None:
+    """Take the longest of some steps that lowers the error, or return None at a stationary point."""
+    # With Y = Cᵀ X and P = U Uᵀ the error falls as f(P) = Σ tr(Y P Yᵀ P) rises. The leading eigenvectors of
+    # S = Σ (Y P Yᵀ + Yᵀ P Y) + 2 τ P maximise the linearisation of f(P) + τ ‖P‖², whose second term is the same for all
+    # projections. From τ = ‖Y‖² on this function is convex, so it rises by at least what its linearisation does: the
+    # last step cannot raise the error. The first, without a shift, is the longest and mostly a good one.
     pulls = _pulls(fit.factor, fit.images, stack.swapaxes(-1, -2) @ fit.basis)
     bound = 2.0 * float(np.linalg.norm(stack)) ** 2
     for share in (0.0, 1 / 64, 1 / 16, 1 / 4, 1.0):
@@ -248,12 +196,12 @@ def _step(stack: Matrix, fit: _Fit, expert_rank: int) -> _Fit | None:
     return None
 
 
-def _pulls(factor: Matrix, *images: Matrix) -> Matrix:
+def _pulls(factor: Values, *images: Values) -> Values:
     """Return the columns of all Y V and Yᵀ U side by side: a square root of the matrix S of `_step`."""
     columns = [np.moveaxis(_mixed(image, factor), 2, 0).reshape(image.shape[2], -1) for image in images]
     return np.concatenate(columns, axis=1)
 
 
-def _leading(columns: Matrix, count: int) -> Matrix:
+def _leading(columns: Values, count: int) -> Values:
     # Singular vectors of the columns and not eigenvectors of S, which would lose half of the digits.
     return np.asarray(np.linalg.svd(columns, full_matrices=False)[0][:, :count])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,17 +14,21 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tucka.backends.torch.base_layers import is_convolution
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError, expected
-from tucka.peft.adapters import chosen_adapter
+from tucka.peft.adapters import chosen_adapter, layers_of
 from tucka.peft.config import TuckAConfig
+from tucka.peft.files.keys import PREFIX, base_name
 from tucka.peft.layer import TuckALayer
+from tucka.peft.merging import readable_weight, thin_update
 from tucka.peft.routes.pinning import checked_gates
 
 __all__ = ["export_lora"]
 
 _WHERE = "export_lora"
 _MERGE = "Merge instead, which works for any layer with an ordinary weight: model.merge_and_unload()"
+# PEFT's LoRA adapts these, and no transposed ones.
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -103,24 +106,17 @@ def _fixed_gates(model: nn.Module, name: str, gates: Any, shape: tuple[int, int]
 
 def _lora_tensors(model: nn.Module, name: str, gates: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Build the file's tensors, and the rank of each layer by its name in the base model."""
-    prefix = "base_model.model."
     saved = get_peft_model_state_dict(model, adapter_name=name)
     ranks: dict[str, int] = {}
-    for path, layer in _adapted_layers(model, name):
+    for path, layer in layers_of(model, name):
         saved = {key: value for key, value in saved.items() if not key.startswith(f"{path}.tucka_")}
         down, up = _lora_pair(layer, name, gates, path)
         saved[f"{path}.lora_A.weight"], saved[f"{path}.lora_B.weight"] = down, up
-        ranks[path.removeprefix(prefix)] = down.shape[0]
+        ranks[base_name(path)] = down.shape[0]
     # Without a PeftModel around the model its keys have no prefix; files always have one.
-    lead = "" if isinstance(model, PeftModel) else prefix
+    lead = "" if isinstance(model, PeftModel) else PREFIX
     # Clones, since the file format refuses tensors that share memory.
     return {lead + key: value.detach().cpu().clone().contiguous() for key, value in saved.items()}, ranks
-
-
-def _adapted_layers(model: nn.Module, name: str) -> Iterator[tuple[str, TuckALayer]]:
-    for path, module in model.named_modules():
-        if isinstance(module, TuckALayer) and name in module.tucka_experts:
-            yield path, module
 
 
 def _lora_pair(layer: TuckALayer, name: str, gates: Tensor, path: str) -> tuple[Tensor, Tensor]:
@@ -131,12 +127,12 @@ def _lora_pair(layer: TuckALayer, name: str, gates: Tensor, path: str) -> tuple[
         raise ConfigError(expected("model", rule, type(layer.base_layer).__name__, where=path, cure=_MERGE))
     known = isinstance(base, (nn.Linear, *_CONVOLUTIONS)) or type(base).__name__ == "Conv1D"
     # A layer that hides its weight is a quantised linear; PEFT knows more kinds of them than could be listed here.
-    if not known and (layer.open_weight() is not None or isinstance(base, nn.modules.conv._ConvNd)):
+    if not known and (readable_weight(layer) is not None or is_convolution(base)):
         rule = "a linear layer, a Conv1D or a convolution, which PEFT's LoRA adapts"
         raise ConfigError(expected("model", rule, type(base).__name__, where=path, cure=_MERGE))
     if isinstance(base, _CONVOLUTIONS):
         _check_convolution(base, layer.experts(name).spec.rank, path)
-    up, down = layer.thin_update(name, gates)
+    up, down = thin_update(layer, name, gates)
     return _over_kernel(base, down, up) if isinstance(base, _CONVOLUTIONS) else (down, up)
 
 
@@ -167,7 +163,7 @@ def _over_kernel(base: Any, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 def _lora_config(model: nn.Module, name: str, ranks: dict[str, int]) -> LoraConfig:
     """Carry over what both configurations have; each layer's alpha is its rank, so that LoRA's scale is one."""
     config = cast(TuckAConfig, cast(Any, model).peft_config[name])
-    kinds = [type(layer.get_base_layer()).__name__ for _, layer in _adapted_layers(model, name)]
+    kinds = [type(layer.get_base_layer()).__name__ for _, layer in layers_of(model, name)]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     # PEFT takes the first expression that matches the end of a layer's name, hence the anchor.
     patterns = {f"^{re.escape(path)}": rank for path, rank in ranks.items()}

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import CheckpointError, expected
-from tucka.peft.adapters import chosen_adapter
+from tucka.peft.adapters import change_config, chosen_adapter, layers_of
 from tucka.peft.config import TuckAConfig
-from tucka.peft.files.matching import PREFIX
-from tucka.peft.files.reading import read_tensors
-from tucka.peft.layer import TuckALayer
+from tucka.peft.files.keys import base_name, first_few, places_of
+from tucka.peft.files.reading import check_range, read_tensors
 
 __all__ = ["load_official_checkpoint"]
 
@@ -25,7 +23,7 @@ _WHERE = "load_official_checkpoint"
 _PARTS = {"g": "cores", "c": "expert_factor", "u": "basis"}
 # The adapter's name and ".weight" may follow, depending on who saved it.
 _KEY = re.compile(r"(?P<layer>.+)\.tucka_(?P<part>g|c|u|ec)(\.[^.]+)?(\.weight)?")
-# What their code computes, as options of this one.
+# The options with which tucka computes what the authors' code computes.
 _VARIANT = {
     "affinity": "group_norm",
     "temperature": 1.0,
@@ -34,7 +32,7 @@ _VARIANT = {
     "routing": "batch",
 }
 
-# Where a tensor goes, and what is written there.
+# The tensors of the model, each with the values that it gets.
 _Plan = list[tuple[Tensor, Tensor]]
 
 
@@ -50,8 +48,8 @@ def load_official_checkpoint(
     Each adapted layer has ``tucka_g`` (k, p, r, r), ``tucka_c`` (t, p) and ``tucka_u`` (d, r), and one of them
     ``tucka_ec`` (k·t, d). The adapter must be made as ``TuckAConfig(affinity="group_norm", factor_norm="frobenius",
     gate_norm=False, ...)`` with the sizes, alpha and targets of the checkpoint. Padding counts in their routing
-    feature, so loading sets ``route_tokens="padded"`` in the adapter's configuration. Their flag that starts the
-    centroids anew at the first forward is not theirs to lose here: the trained centroids stay.
+    feature, so loading sets ``route_tokens="padded"`` in the configuration of this model's adapter. Their code resets
+    the centroids at the first forward after loading; this loader keeps them.
 
     Parameters
     ----------
@@ -68,8 +66,8 @@ def load_official_checkpoint(
     Raises
     ------
     CheckpointError
-        If the source cannot be read, a tensor is missing, unknown, zero, not finite or of another shape, or the
-        adapter's configuration does not fit. The model is as before then.
+        If the source cannot be read, a tensor is missing, unknown, zero, not finite, too large for the adapter's
+        dtype or of another shape, or the adapter's configuration does not fit. The model is as before then.
     RouteError
         If the model has no TuckA adapter.
     ConfigError
@@ -87,21 +85,19 @@ def load_official_checkpoint(
     """
     scope = scope_of(model)
     name = chosen_adapter(model, adapter_name)
-    config = cast(TuckAConfig, cast(Any, model).peft_config[name])
-    _check_config(config)
-    tensors = read_tensors(source, allow_pickle=allow_pickle)
-    factors, others = _sort(tensors)
+    _check_config(cast(TuckAConfig, cast(Any, model).peft_config[name]))
+    factors, others = _sort(read_tensors(source, allow_pickle=allow_pickle))
     plan = _plan_layers(model, name, factors) + _plan_others(model, name, others)
     router = scope.router(name)
     assert router is not None  # the configuration is not pinned
     with torch.no_grad():
         for target, value in plan:
             target.copy_(value)
-    if router.choice_bias is not None:  # their code has none
+    if router.choice_bias is not None:  # the authors' code has no such bias
         router.choice_bias.zero_()
     router.is_initialized.fill_(True)
     router.count_padding = True
-    config.route_tokens = "padded"
+    change_config(model, name, route_tokens="padded")
 
 
 def _check_config(config: TuckAConfig) -> None:
@@ -121,7 +117,7 @@ def _sort(tensors: Mapping[str, Tensor]) -> tuple[dict[tuple[str, str], Tensor],
     factors: dict[tuple[str, str], Tensor] = {}
     others: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
-        plain = key.removeprefix("module.").removeprefix(PREFIX)
+        plain = base_name(key.removeprefix("module."))
         match = _KEY.fullmatch(plain)
         if match is None:
             others[plain] = tensor
@@ -137,26 +133,27 @@ def _plan_layers(model: nn.Module, name: str, factors: dict[tuple[str, str], Ten
     """Pair each tensor of the checkpoint with the parameter that it belongs to."""
     plan: _Plan = []
     left = dict(factors)
-    for path, layer in model.named_modules():
-        if not isinstance(layer, TuckALayer) or name not in layer.tucka_experts:
-            continue
-        plain = path.removeprefix(PREFIX)
+    for path, layer in layers_of(model, name):
+        plain = base_name(path)
         for part, parameter in _PARTS.items():
             target = getattr(layer.experts(name), parameter)
-            plan.append((target, _take(left, plain, part, tuple(target.shape))))
+            plan.append((target, _take(left, plain, part, tuple(target.shape), target.dtype)))
         if name in layer.tucka_router:
             target = cast(Any, layer.tucka_router[name]).centroids
             groups, experts, width = target.shape
-            plan.append((target, _take(left, plain, "ec", (groups * experts, width)).reshape(target.shape)))
+            value = _take(left, plain, "ec", (groups * experts, width), target.dtype)
+            plan.append((target, value.reshape(target.shape)))
     if left:
-        names = [f"{layer}.tucka_{part}" for layer, part in left]
+        names = first_few(f"{layer}.tucka_{part}" for layer, part in left)
         cure = "Target the layers of the checkpoint, and name the one with tucka_ec in router_module"
         rule = "tensors of layers that the adapter has"
-        raise CheckpointError(expected("source", rule, ", ".join(names[:3]), where=_WHERE, cure=cure))
+        raise CheckpointError(expected("source", rule, names, where=_WHERE, cure=cure))
     return plan
 
 
-def _take(left: dict[tuple[str, str], Tensor], layer: str, part: str, shape: tuple[int, ...]) -> Tensor:
+def _take(
+    left: dict[tuple[str, str], Tensor], layer: str, part: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
     key = f"{layer}.tucka_{part}"
     tensor = left.pop((layer, part), None)
     if tensor is None:
@@ -165,7 +162,8 @@ def _take(left: dict[tuple[str, str], Tensor], layer: str, part: str, shape: tup
     if tuple(tensor.shape) != shape or not tensor.is_floating_point():
         got = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
         raise CheckpointError(expected(key, f"floating-point numbers of shape {shape}", got, where=_WHERE))
-    # Their code divides by the norm: of each group's core, of C, of U.
+    check_range(key, tensor, dtype, _WHERE)
+    # The authors' code divides by these norms: of each group's core, of C, of U.
     slices = tensor if part == "g" else tensor[None]
     if part != "ec" and not bool((slices.double().flatten(1).norm(dim=1) > 0).all()):
         raise CheckpointError(expected(key, "a norm above zero, which it is divided by", "zeros", where=_WHERE))
@@ -173,23 +171,20 @@ def _take(left: dict[tuple[str, str], Tensor], layer: str, part: str, shape: tup
 
 
 def _plan_others(model: nn.Module, name: str, others: dict[str, Tensor]) -> _Plan:
-    """Pair the tensors of `modules_to_save` with theirs."""
+    """Pair the tensors of `modules_to_save` with those of the model."""
     plan: _Plan = []
     left = dict(others)
-    state = {key.removeprefix(PREFIX): value for key, value in model.state_dict().items()}
-    for path, module in model.named_modules():
-        if not isinstance(module, AuxiliaryTrainingWrapper):
+    for place in places_of(model, name):
+        if place.layer is not None:
             continue
-        plain = path.removeprefix(PREFIX)
-        for saved, kept in module.adapter_state_dict_load_map(name).items():
-            target = state[f"{plain}.{kept}"]
-            tensor = left.pop(f"{plain}.{saved}", None)
-            if tensor is None or tensor.shape != target.shape:
-                got = "none" if tensor is None else f"shape {tuple(tensor.shape)}"
-                rule = f"a tensor of shape {tuple(target.shape)}"
-                raise CheckpointError(expected(f"{plain}.{saved}", rule, got, where=_WHERE))
-            plan.append((target, tensor))
+        tensor = left.pop(place.in_file, None)
+        if tensor is None or tensor.shape != place.tensor.shape:
+            got = "none" if tensor is None else f"shape {tuple(tensor.shape)}"
+            rule = f"a tensor of shape {tuple(place.tensor.shape)}"
+            raise CheckpointError(expected(place.in_file, rule, got, where=_WHERE))
+        check_range(place.in_file, tensor, place.tensor.dtype, _WHERE)
+        plan.append((place.tensor, tensor))
     if left:
         rule = "tensors of the adapter and its modules_to_save only"
-        raise CheckpointError(expected("source", rule, ", ".join(list(left)[:3]), where=_WHERE))
+        raise CheckpointError(expected("source", rule, first_few(left), where=_WHERE))
     return plan

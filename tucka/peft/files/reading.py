@@ -13,55 +13,32 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tucka.errors import CheckpointError, expected
-from tucka.spec import TuckerSpec
 
-__all__ = ["FORMAT_VERSION", "check_numbers", "check_sizes", "read_entries", "read_tensors"]
+__all__ = ["FORMAT_VERSION", "check_numbers", "check_range", "read_entries", "read_tensors", "weights_file"]
 
 FORMAT_VERSION = 1
 # Without these an adapter would load and compute something else than it was trained for.
 _REQUIRED = ("r", "k", "t", "p", "alpha", "routing", "affinity", "gate_norm", "factor_norm", "target_modules")
-# What PEFT takes as it is; the numbers of the method are checked by the configuration itself.
+# PEFT uses these entries as they are. The configuration checks the numbers of the method.
 _NAMES = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern")
 _TEXTS = ("base_model_name_or_path", "revision", "router_module", "peft_version")
 _SWITCHES = ("init_weights", "inference_mode", "sync_routing", "keeps_router")
 
 
 def read_tensors(source: str | Path | Mapping[str, Tensor], *, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """Read a state dict from a folder, a file or a mapping, onto the CPU.
-
-    Parameters
-    ----------
-    source : str, Path or mapping
-        A folder with ``adapter_model.safetensors``, a ``.safetensors`` file, or the state dict itself.
-    allow_pickle : bool
-        Whether files in torch's pickle format are read too; only from sources that you trust.
-
-    Returns
-    -------
-    dict of str to Tensor
-        All finite.
-
-    Raises
-    ------
-    CheckpointError
-        If it cannot be read, is no state dict, or holds NaN or infinity.
-
-    Examples
-    --------
-    >>> read_tensors({"a": torch.ones(1)})
-    {'a': tensor([1.])}
-    """
+    """Read a state dict of finite numbers from a folder, a file or a mapping, onto the CPU."""
     if isinstance(source, Mapping):
         tensors, where = dict(source), "state dict"
     else:
-        path = _weights_file(Path(source), allow_pickle=allow_pickle)
+        path = weights_file(source, allow_pickle=allow_pickle)
         tensors, where = _read_file(path), str(path)
     check_numbers(tensors, where)
     return tensors
 
 
-def _weights_file(path: Path, *, allow_pickle: bool) -> Path:
-    cure = "Pass allow_pickle=True if you trust the file: reading pickle can run code"
+def weights_file(source: str | Path, *, allow_pickle: bool) -> Path:
+    """Find the file with the tensors of a folder, which may be that file itself."""
+    path = Path(source)
     if path.is_dir():
         found = [path / name for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME) if (path / name).is_file()]
         if not found:
@@ -70,6 +47,7 @@ def _weights_file(path: Path, *, allow_pickle: bool) -> Path:
     elif not path.is_file():
         raise CheckpointError(expected("source", "a folder or a file that exists", path))
     if path.suffix != ".safetensors" and not allow_pickle:
+        cure = "Pass allow_pickle=True if you trust the file: reading pickle can run code"
         raise CheckpointError(expected("source", "a .safetensors file", path, cure=cure))
     return path
 
@@ -87,27 +65,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def check_numbers(tensors: Mapping[Any, Any], where: str) -> None:
-    """Raise unless everything is a tensor under a name, without NaN and infinity.
-
-    Parameters
-    ----------
-    tensors : mapping
-        What should be a state dict.
-    where : str
-        Where it is from, for the message.
-
-    Raises
-    ------
-    CheckpointError
-        If something is not.
-
-    Examples
-    --------
-    >>> check_numbers({"a": torch.tensor(float("nan"))}, "example")
-    Traceback (most recent call last):
-        ...
-    tucka.errors.CheckpointError: a: expected finite numbers, got NaN or infinity (example)
-    """
+    """Raise unless everything is a tensor under a name, without NaN and infinity."""
     for key, tensor in tensors.items():
         if not isinstance(key, str) or not isinstance(tensor, Tensor):
             rule = "names and tensors only"
@@ -118,65 +76,19 @@ def check_numbers(tensors: Mapping[Any, Any], where: str) -> None:
             raise CheckpointError(expected(key, "finite numbers", "NaN or infinity", where=where))
 
 
-def check_sizes(tensors: Mapping[str, Tensor], spec: TuckerSpec, where: str) -> None:
-    """Raise unless tensors have the sizes that their configuration tells: it may ask for more memory than there is.
-
-    Parameters
-    ----------
-    tensors : mapping of str to Tensor
-        An adapter's.
-    spec : TuckerSpec
-        The sizes.
-    where : str
-        Where they are from, for the message.
-
-    Raises
-    ------
-    CheckpointError
-        If the experts of a layer have other sizes.
-
-    Examples
-    --------
-    >>> check_sizes({"first.tucka_experts.basis": torch.ones(4, 2)}, TuckerSpec(rank=3), "example")
-    Traceback (most recent call last):
-        ...
-    tucka.errors.CheckpointError: first.tucka_experts.basis: expected shape (..., 3), got shape (4, 2) (example)
-    """
-    sizes = {
-        "cores": (spec.groups, spec.expert_rank, spec.rank, spec.rank),
-        "expert_factor": (spec.experts_per_group, spec.expert_rank),
-        "basis": (..., spec.rank),
-    }
-    for key, tensor in tensors.items():
-        layer, _, part = key.rpartition(".tucka_experts.")
-        wanted = sizes.get(part) if layer else None
-        if wanted is not None and not _fits(tuple(tensor.shape), wanted):
-            rule = f"shape {wanted}".replace("Ellipsis", "...")
-            raise CheckpointError(expected(key, rule, f"shape {tuple(tensor.shape)}", where=where))
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[Any, ...]) -> bool:
-    return len(shape) == len(wanted) and all(rule in (..., size) for size, rule in zip(shape, wanted, strict=True))
+def check_range(key: str, tensor: Tensor, dtype: torch.dtype, where: str) -> None:
+    """Raise where a finite tensor has numbers that are infinite in the dtype that it is loaded into."""
+    if tensor.is_meta or not tensor.is_floating_point() or not dtype.is_floating_point:
+        return
+    narrows = torch.finfo(dtype).max < torch.finfo(tensor.dtype).max
+    if narrows and not bool(torch.isfinite(tensor.to(dtype)).all()):
+        largest = float(tensor.abs().max())
+        cure = "Load it into a model of a wider dtype, or leave autocast_adapter_dtype=True"
+        raise CheckpointError(expected(key, f"numbers that {dtype} can hold", f"{largest:g}", where=where, cure=cure))
 
 
 def read_entries(folder: str | Path) -> dict[str, Any]:
-    """Read the configuration of an adapter folder, whose numbers are still to be checked.
-
-    Parameters
-    ----------
-    folder : str or Path
-        Has ``adapter_config.json``.
-
-    Returns
-    -------
-    dict of str to object
-        Of TuckA, of a known format version, with the entries that decide what the adapter computes.
-
-    Raises
-    ------
-    CheckpointError
-        If it is missing, unreadable, of another method or format version, or lacks entries.
-    """
+    """Read the entries of a TuckA configuration of a known format; the values of its numbers are still unchecked."""
     path = Path(folder) / CONFIG_NAME
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -198,7 +110,7 @@ def read_entries(folder: str | Path) -> dict[str, Any]:
 
 
 def _check_kinds(entries: dict[str, Any], where: str) -> None:
-    """Raise unless the entries that nothing else looks at are of the kinds that PEFT writes."""
+    """Raise unless the entries that nothing else checks are of the kinds that PEFT writes."""
 
     def is_names(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -1,7 +1,4 @@
-"""What adapters have to know of engines that cut parameters into pieces: torch's older FSDP and DeepSpeed's ZeRO-3.
-
-torch's newer FSDP (`fully_shard`) needs nothing of this.
-"""
+"""Parameters that torch's older FSDP or DeepSpeed's ZeRO-3 have cut into pieces; `fully_shard` needs none of this."""
 
 from __future__ import annotations
 
@@ -13,53 +10,12 @@ from typing import Any, cast
 import torch.distributed as dist
 from torch import nn
 
-__all__ = ["plain_name", "whole_parameters"]
-
-
-def plain_name(name: str) -> str:
-    """Name a module or tensor as the model without its wrappers does, and as FSDP's own state dicts do.
-
-    Parameters
-    ----------
-    name : str
-        The full name.
-
-    Returns
-    -------
-    str
-        Without the wrappers.
-
-    Examples
-    --------
-    >>> plain_name("_fsdp_wrapped_module.layers.0._fsdp_wrapped_module.weight")
-    'layers.0.weight'
-    """
-    return name.replace("_fsdp_wrapped_module.", "")
+__all__ = ["whole_parameters"]
 
 
 @contextmanager
 def whole_parameters(model: nn.Module, module: nn.Module) -> Iterator[None]:
-    """Let the parameters of one module be whole inside the block, and keep what is written to them.
-
-    Parameters
-    ----------
-    model : Module
-        The model, sharded or not; all ranks have to call this.
-    module : Module
-        A part of it.
-
-    Yields
-    ------
-    None
-        Nothing.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2))
-    >>> with whole_parameters(model, model[0]):
-    ...     model[0].weight.shape
-    torch.Size([2, 2])
-    """
+    """Let the parameters of one module be whole inside the block, and keep what is written; all ranks call this."""
     with _gathered(model, module):
         yield
 

@@ -18,14 +18,14 @@ from tucka.peft.routes.start import balance_router, initialize_router
 
 __all__ = ["RouterCallback"]
 
-# At the end of a training there may be fewer steps than a window; below so many routings a group, chance decides.
+# The last steps of a training may not fill a window. With fewer routings for each group, an uneven load is chance.
 _LEAST_ROUTINGS = 16
 
 
 class RouterCallback(TrainerCallback):
     r"""Initialise routers from data at the start of training, log how they do, and warn if one collapses.
 
-    At each log of training, for each routed adapter, of the training steps since the log before:
+    Each log of the training gets these metrics of each routed adapter, over the steps since the log before:
 
     - ``tucka/load_entropy``: 1 if the groups were chosen equally often, 0 if one took everything;
     - ``tucka/share_i``: the share of group i;
@@ -33,11 +33,11 @@ class RouterCallback(TrainerCallback):
     - ``tucka/centroid_drift``: :math:`\lVert E - E_0 \rVert / \lVert E_0 \rVert`, how far the centroids have moved
       since training began.
 
-    With several adapters the adapter's name stands before the metric's. They are in the Trainer's
-    ``state.log_history``, and in the logs that callbacks see which come later. Reporters (TensorBoard and others) come
-    before the callbacks that users pass, so put this one before them with `install`. With ``balance_rate`` in the
-    configuration it moves the bias on the choice after each step. It warns once for each adapter when a few groups
-    take almost all routings. Numbers are read from the device for logs and once in a window.
+    With several adapters, the adapter's name stands before the name of the metric. The metrics are in the Trainer's
+    ``state.log_history``, and in the logs of the callbacks that come later. Reporters (TensorBoard and others) come
+    before the callbacks that users pass, so put this one before them with ``callback.install(trainer)``. With
+    ``balance_rate`` in the configuration, it moves the bias on the choice after each step. It warns once for each
+    adapter when a few groups take almost all routings. Numbers are read from the device for logs and once in a window.
 
     Parameters
     ----------
@@ -51,6 +51,11 @@ class RouterCallback(TrainerCallback):
         Steps that are looked at together for a collapse.
     collapse_below : float
         The load entropy under which it warns; above 0.
+
+    Raises
+    ------
+    ConfigError
+        If a number is outside its rule.
 
     Examples
     --------
@@ -71,34 +76,20 @@ class RouterCallback(TrainerCallback):
         self.progress = progress
         self.collapse_window = collapse_window
         self.collapse_below = collapse_below
-        CollapseAlarm("RouterCallback", window=collapse_window, below=collapse_below)  # for its rules
+        CollapseAlarm("RouterCallback", window=collapse_window, below=collapse_below)  # checks both numbers
         self._watches: dict[str, _Watch] = {}
 
     def install(self, trainer: Any) -> None:
-        """Put this callback before all others of a trainer, so that its reporters get the metrics too.
-
-        Parameters
-        ----------
-        trainer : Trainer
-            May have this callback already.
-        """
+        """Put this callback before all others of a trainer, so that its reporters get the metrics too."""
         callbacks = trainer.callback_handler.callbacks
         if self in callbacks:
             callbacks.remove(self)
         callbacks.insert(0, self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Initialise each active router that no data has initialised yet.
-
-        Parameters
-        ----------
-        args, state, control : object
-            The Trainer's.
-        **kwargs : object
-            Has ``model`` and ``train_dataloader``.
-        """
+        """Initialise each active router that no data has initialised yet."""
         model, loader = kwargs["model"], kwargs.get("train_dataloader")
-        # Accelerate's loaders keep books about being iterated; the one inside is torch's.
+        # Accelerate's loader counts its iterations; torch's loader inside it does not.
         loader = getattr(loader, "base_dataloader", loader)
         scope = scope_of(model)
         active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
@@ -117,15 +108,7 @@ class RouterCallback(TrainerCallback):
         self._watches = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remember the counts, so that what is counted is training alone and no evaluation.
-
-        Parameters
-        ----------
-        args, state, control : object
-            The Trainer's.
-        **kwargs : object
-            Has ``model``.
-        """
+        """Remember the counts, so that training alone is counted and no evaluation."""
         scope = scope_of(kwargs["model"])
         for name, router in _routed(scope):
             if name not in self._watches:
@@ -134,15 +117,7 @@ class RouterCallback(TrainerCallback):
             self._watches[name].begin(scope.load[name])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the step's load in, move the bias against it, and warn if the router has collapsed.
-
-        Parameters
-        ----------
-        args, state, control : object
-            The Trainer's.
-        **kwargs : object
-            Has ``model``.
-        """
+        """Take in the load of the step, move the bias against it, and warn if the router has collapsed."""
         model = kwargs["model"]
         scope = scope_of(model)
         for name, router in _routed(scope):
@@ -154,30 +129,12 @@ class RouterCallback(TrainerCallback):
                 balance_router(model, load, adapter_name=name)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the steps that did not fill a window.
-
-        Parameters
-        ----------
-        args, state, control : object
-            The Trainer's.
-        **kwargs : object
-            Unused.
-        """
+        """Check the steps that did not fill a window."""
         for watch in self._watches.values():
             watch.alarm.check(least=_LEAST_ROUTINGS)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Add what happened since the last log to this one.
-
-        Parameters
-        ----------
-        args, state, control : object
-            The Trainer's.
-        logs : dict, optional
-            What is logged; entries are added.
-        **kwargs : object
-            Has ``model``.
-        """
+        """Add to this log, and to the Trainer's history, what happened since the last one."""
         if any(key.startswith("eval_") for key in logs or ()):
             return
         scope = scope_of(kwargs["model"])
@@ -213,7 +170,7 @@ class _Watch:
     def end(self, total: Tensor, gates: Tensor | None) -> Tensor:
         """Return the load of the step."""
         before = torch.zeros_like(total) if self._before is None else self._before.to(total.device)
-        # Where somebody has reset the counts meanwhile, they are what is left of the step.
+        # If the counts were reset during the step, all that they hold is of this step.
         load = torch.where((total < before).any(), total, total - before)
         self._load = load if self._load is None else self._load.to(load.device) + load
         if gates is not None and gates.shape[-1] > 1:

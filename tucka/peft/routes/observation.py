@@ -1,4 +1,4 @@
-"""Running a model over batches to look at its routes, so that nobody can tell afterwards."""
+"""Running a model over batches to see its routes: modes, random states and counts are restored afterwards."""
 
 from __future__ import annotations
 
@@ -18,30 +18,13 @@ from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, expected
 from tucka.peft.adapters import layers_of
 
-__all__ = ["RowSample", "Watch", "observe"]
+__all__ = ["RowSample", "Watch", "observe", "unmasked"]
 
 Watch = Callable[[Tensor, Tensor | None, Tensor], None]
 
 
 class RowSample:
-    """A uniform sample of the rows of a stream, without replacement, in bounded memory; all of them while they fit.
-
-    Parameters
-    ----------
-    limit : int
-        How many rows are kept at most.
-    width : int
-        Of the rows.
-    seed : int
-        The same stream gives the same sample.
-
-    Examples
-    --------
-    >>> sample = RowSample(2, 3, seed=0)
-    >>> sample.add(torch.ones(5, 3))
-    >>> sample.gather().shape
-    torch.Size([2, 3])
-    """
+    """A uniform sample of at most `limit` rows of a stream, without replacement; the same stream gives the same one."""
 
     def __init__(self, limit: int, width: int, *, seed: int) -> None:
         self._limit = limit
@@ -50,24 +33,12 @@ class RowSample:
         self._kept = torch.zeros(0, width + 1)
 
     def add(self, rows: Tensor) -> None:
-        """Look at more rows.
-
-        Parameters
-        ----------
-        rows : Tensor, shape (n, d)
-            On any device.
-        """
+        """Look at more rows (n, d), on any device."""
         numbers = torch.rand(len(rows), 1, generator=self._draws)
         self._kept = self._smallest(torch.cat([self._kept, torch.cat([rows.float().cpu(), numbers], dim=1)]))
 
     def gather(self) -> Tensor:
-        """Return the sample of the streams of all ranks together.
-
-        Returns
-        -------
-        Tensor, shape (n, d)
-            In float32, on the CPU.
-        """
+        """Return the sample (n, d) of the streams of all ranks together, in float32 on the CPU."""
         return self._smallest(gather_rows(self._kept))[:, :-1]
 
     def _smallest(self, rows: Tensor) -> Tensor:
@@ -87,37 +58,12 @@ def observe(
     limit: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Run a model in evaluation mode and call a function with each new route of an adapter.
-
-    The modes of all modules, random numbers (a data loader's included) and the counts of `expert_load` are as before.
-
-    Parameters
-    ----------
-    model : Module
-        A model with TuckA adapters.
-    adapter : str
-        Name of an active one.
-    batches : iterable of mapping or Tensor
-        Keyword arguments of the model's forward, or its only argument.
-    watch : callable
-        Gets input, token mask and gates.
-    title : str
-        Of the progress bar.
-    limit : int, optional
-        How many batches to take; all if None.
-    progress : bool
-        Whether to show one.
-
-    Raises
-    ------
-    ConfigError
-        If the adapter is not active, or a batch is neither a mapping nor a tensor.
-    """
-    layers = [layer for _, layer in layers_of(model) if adapter in layer.tucka_experts]
-    if not any(adapter in layer.active_adapters and not layer.disable_adapters for layer in layers):
+    """Run a model in evaluation mode over at most `limit` batches; `watch` gets input, token mask and gates of each."""
+    layers = layers_of(model, adapter)
+    if not any(adapter in layer.active_adapters and not layer.disable_adapters for _, layer in layers):
         raise ConfigError(expected("adapter_name", "an active adapter", repr(adapter), cure="Call set_adapter first"))
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module  # ranks may look at different numbers of batches
+        model = model.module  # ranks may have different numbers of batches, and DDP would wait
     scope = scope_of(model)
     device = next(model.parameters()).device
     load = scope.load[adapter].clone()
@@ -126,9 +72,18 @@ def observe(
         stack.enter_context(_evaluating(model))
         scope.observers[adapter] = watch
         stack.callback(scope.observers.pop, adapter, None)
+        stack.callback(scope.load.__setitem__, adapter, load)
         for batch in tqdm(itertools.islice(batches, limit), desc=title, disable=not progress, leave=False):
             _run(model, batch, device)
-    scope.load[adapter] = load
+
+
+def unmasked(decisions: Tensor, mask: Tensor | None, *, ndim: int) -> Tensor:
+    """Return the decisions that no padding made: rows (n, ...) of arrays with `ndim` axes, for tokens or samples."""
+    leading = decisions.ndim - ndim
+    if mask is not None and leading:
+        # A token counts where it is unmasked, a sample where one of its tokens is.
+        decisions = decisions[mask != 0 if leading == mask.ndim else (mask != 0).flatten(1).any(dim=1)]
+    return decisions.reshape(-1, *decisions.shape[decisions.ndim - ndim :])
 
 
 def _run(model: nn.Module, batch: Any, device: torch.device) -> None:

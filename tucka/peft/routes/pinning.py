@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError, expected
-from tucka.peft.adapters import chosen_adapter, layers_of, spec_of
-from tucka.peft.routes.observation import observe
+from tucka.peft.adapters import change_config, chosen_adapter, layers_of, spec_of, unmerge_first
+from tucka.peft.routes.observation import observe, unmasked
 
 __all__ = ["checked_gates", "pin_route", "unpin_route"]
 
@@ -25,6 +25,8 @@ def pin_route(
     adapter_name: str | None = None,
 ) -> Tensor:
     """Fix an adapter's route, so that it is an ordinary update of the weights: it can be merged afterwards.
+
+    A merged model is unmerged first, with a warning.
 
     Parameters
     ----------
@@ -49,19 +51,33 @@ def pin_route(
     ConfigError
         If not exactly one of the ways is given, or a value does not fit.
     RouteError
-        If batches are to be routed by an adapter that was created pinned.
+        If batches are to be routed by an adapter that was created pinned, or the model has no TuckA adapter.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (4) with fixed gates.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), TuckAConfig(r=2, target_modules=["0"]))
+    >>> pin_route(model, group=1)
+    tensor([[0.0000, 0.0000],
+            [0.5000, 0.5000]])
+    >>> model.merge_adapter()
     """
     where = "pin_route"
     name = chosen_adapter(model, adapter_name)
     spec = spec_of(model, name)
     shape = (spec.groups, spec.experts_per_group)
     if (gates is None) == (group is None and batches is None):
-        raise ConfigError(expected("pin_route", "gates, or group and/or batches", "both or none"))
+        raise ConfigError(expected("gates", "them, or group and/or batches", "both or none", where=where))
     is_group = isinstance(group, int) and not isinstance(group, bool) and 0 <= group < shape[0]
     if group is not None and not is_group:
         raise ConfigError(expected("group", f"a whole number from 0 to {shape[0] - 1}", repr(group), where=where))
-    cores = (layer.experts(name).cores for _, layer in layers_of(model) if name in layer.tucka_experts)
-    dtype = torch.promote_types(next(cores).dtype, torch.float32)  # so that gates of float64 keep their digits
+    _, layer = next(layers_of(model, name))
+    dtype = torch.promote_types(layer.experts(name).cores.dtype, torch.float32)  # gates of float64 keep their digits
     if batches is not None:
         gates = _measured_gates(model, name, batches, group)
     elif group is not None:
@@ -73,34 +89,7 @@ def pin_route(
 
 
 def checked_gates(gates: Any, shape: tuple[int, int], *, dtype: torch.dtype, where: str) -> Tensor:
-    """Copy fixed gates that a caller gave into a tensor, or say what is wrong with them.
-
-    Parameters
-    ----------
-    gates : array_like
-        The gates.
-    shape : (int, int)
-        (k, t), which they must have.
-    dtype : torch.dtype
-        Of the copy.
-    where : str
-        The caller, for the message.
-
-    Returns
-    -------
-    Tensor, shape (k, t)
-        The copy.
-
-    Raises
-    ------
-    ConfigError
-        If they are no finite numbers of that shape.
-
-    Examples
-    --------
-    >>> checked_gates([[1, 0]], (1, 2), dtype=torch.float32, where="example")
-    tensor([[1., 0.]])
-    """
+    """Copy fixed gates that a caller gave into a tensor of this shape (k, t), or say what is wrong with them."""
     rule = f"finite numbers of shape {shape}"
     try:
         fixed = torch.as_tensor(gates, dtype=dtype).detach().clone()
@@ -116,11 +105,11 @@ def _measured_gates(model: nn.Module, name: str, batches: Iterable[Any], group: 
     decisions: list[Tensor] = []
 
     def watch(_x: Tensor, mask: Tensor | None, gates: Tensor) -> None:
-        rows = gates[mask != 0] if mask is not None and gates.ndim - 2 == mask.ndim else gates
-        decisions.append(rows.reshape(-1, *gates.shape[-2:]).cpu())
+        decisions.append(unmasked(gates, mask, ndim=2).cpu())
 
     scope = scope_of(model)
     _check_has_router(model, name)
+    unmerge_first(model)  # a merged layer asks for no route
     pinned = scope.pinned.pop(name, None)
     try:
         observe(model, name, batches, watch, title="TuckA route: looking at data")
@@ -141,8 +130,8 @@ def _check_has_router(model: nn.Module, name: str) -> None:
         raise RouteError(expected("adapter_name", "an adapter with a router", f"{name!r}, which was created pinned"))
 
 
-def unpin_route(model: nn.Module, adapter_name: str | None = None) -> None:
-    """Route an adapter again that was pinned with `pin_route`.
+def unpin_route(model: nn.Module, *, adapter_name: str | None = None) -> None:
+    """Route an adapter again that was pinned with `pin_route`; a merged model is unmerged first, with a warning.
 
     Parameters
     ----------
@@ -157,6 +146,14 @@ def unpin_route(model: nn.Module, adapter_name: str | None = None) -> None:
         If the adapter was created with pinned gates: it has no router.
     ConfigError
         If there is no such adapter.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), TuckAConfig(r=2, target_modules=["0"]))
+    >>> gates = pin_route(model, group=1)
+    >>> unpin_route(model)
     """
     name = chosen_adapter(model, adapter_name)
     _check_has_router(model, name)
@@ -165,10 +162,10 @@ def unpin_route(model: nn.Module, adapter_name: str | None = None) -> None:
 
 def _set_pinned(model: nn.Module, name: str, gates: Tensor | None) -> None:
     """Set or lift a pin in the scope and in the configuration, and freeze or free the router."""
+    unmerge_first(model)  # the weights hold the update of the route before
     scope = scope_of(model)
-    config = cast(Any, model).peft_config[name]
-    config.pinned_gates = None if gates is None else gates.tolist()
-    config.keeps_router = gates is not None and scope.router(name) is not None
+    keeps_router = gates is not None and scope.router(name) is not None
+    change_config(model, name, pinned_gates=None if gates is None else gates.tolist(), keeps_router=keeps_router)
     if gates is None:
         scope.pinned.pop(name, None)
     else:

@@ -1,4 +1,4 @@
-"""The routes of a model: start its router from data, look at what it decides."""
+"""Starting a router from data, and keeping its groups balanced."""
 
 from __future__ import annotations
 
@@ -15,85 +15,21 @@ from tucka.checks import check_count, check_finite
 from tucka.core.centroids import balanced_centroids, data_aware_centroids, features_like_batches, kaiming_centroids
 from tucka.core.routing import routing_feature
 from tucka.errors import ConfigError, RouteError, expected
-from tucka.peft.adapters import chosen_adapter as _adapter
-from tucka.peft.adapters import spec_of
+from tucka.peft.adapters import chosen_adapter
 from tucka.peft.files.sharded import whole_parameters
-from tucka.peft.routes.observation import RowSample, observe
+from tucka.peft.routes.observation import RowSample, observe, unmasked
 from tucka.spec import Routing
 
-# Enough to find a few principal axes; bounds memory and time, of token routing above all.
+# Enough to find a few principal axes. The limit bounds memory and time, above all with token routing.
 _FEATURES = 2048
 
-__all__ = ["balance_router", "expert_load", "initialize_router", "last_route"]
-
-
-def last_route(model: nn.Module, adapter_name: str | None = None) -> Tensor:
-    """Return the gates of the latest forward.
-
-    Parameters
-    ----------
-    model : Module
-        A model with TuckA adapters.
-    adapter_name : str, optional
-        Which adapter; the active one if None.
-
-    Returns
-    -------
-    Tensor, shape (k, t), (B, k, t) or (B, S, k, t)
-        The gates, detached; the pinned ones for a pinned adapter.
-
-    Raises
-    ------
-    RouteError
-        If the model has not run yet.
-    ConfigError
-        If there is no such adapter.
-    """
-    scope, name = scope_of(model), _adapter(model, adapter_name)
-    gates = scope.pinned.get(name, scope.last.get(name))
-    if gates is None:
-        raise RouteError(
-            expected("last_route", "a model that has run", "one that has not", cure="Call the model first")
-        )
-    return gates
-
-
-def expert_load(model: nn.Module, reset: bool = False, adapter_name: str | None = None) -> Tensor:
-    """Count how often each group was chosen since the router was initialised.
-
-    Parameters
-    ----------
-    model : Module
-        A model with TuckA adapters.
-    reset : bool
-        Whether to start counting anew afterwards.
-    adapter_name : str, optional
-        Which adapter; the active one if None.
-
-    Returns
-    -------
-    Tensor, shape (k,)
-        Batches, samples or unmasked tokens, by the routing's granularity; zeros if nothing ran.
-
-    Raises
-    ------
-    ConfigError
-        If there is no such adapter.
-    """
-    scope, name = scope_of(model), _adapter(model, adapter_name)
-    load = scope.load.get(name)
-    if load is None:  # created pinned, without a router
-        return torch.zeros(spec_of(model, name).groups, dtype=torch.int64)
-    if reset:
-        scope.reset_load(name)
-    return load.clone()
+__all__ = ["balance_router", "initialize_router"]
 
 
 def balance_router(model: nn.Module, load: Tensor | Sequence[int], *, adapter_name: str | None = None) -> None:
     """Move the bias on the choice of groups against their load, where ``balance_rate`` is above zero.
 
-    `RouterCallback` does this after each training step; in a loop of one's own, call it there. With several ranks, all
-    have to call it.
+    `RouterCallback` does this after each training step. In a training loop of your own, call it there, on all ranks.
 
     Parameters
     ----------
@@ -116,6 +52,15 @@ def balance_router(model: nn.Module, load: Tensor | Sequence[int], *, adapter_na
     References
     ----------
     .. [1] arXiv:2408.15664, Algorithm 1.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig, expert_load
+    >>> config = TuckAConfig(r=2, balance_rate=0.1, target_modules=["0"])
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
+    >>> y = model(torch.ones(5, 4))
+    >>> balance_router(model, expert_load(model, reset=True))
     """
     _, router = _routed(model, adapter_name)
     if router.choice_bias is not None:
@@ -123,7 +68,7 @@ def balance_router(model: nn.Module, load: Tensor | Sequence[int], *, adapter_na
 
 
 def _routed(model: nn.Module, adapter_name: str | None) -> tuple[str, Router]:
-    name, scope = _adapter(model, adapter_name), scope_of(model)
+    name, scope = chosen_adapter(model, adapter_name), scope_of(model)
     router = scope.router(name)
     if router is None or name in scope.pinned:
         raise RouteError(expected("adapter_name", "an adapter that is routed", f"the pinned {name!r}"))
@@ -143,11 +88,11 @@ def initialize_router(
     """Start a router from the user's own data; its load counts start anew.
 
     The configuration's ``router_init`` says how: directions that split the features evenly (``"balanced"``), the
-    paper's data-aware initialisation (``"dai"``), or directions at random (``"kaiming"``); the affinities with a centre
-    get the mean of the features as theirs, whatever the way. Modes and random numbers of the model stay as they were.
-    Batches are streamed: of all features, a uniform sample of at most 2,048 is kept. For batch routing, give batches of
-    the kind that will be routed: how their means vary counts, see `tucka.core.centroids.features_like_batches`.
-    With several ranks, all have to call this; their data is put together and all get the same router.
+    paper's data-aware initialisation (``"dai"``), or directions at random (``"kaiming"``). In all three ways, an
+    affinity with a centre gets the mean of the features as its centre. Modes and random numbers stay as they were.
+    A uniform sample of at most 2,048 features of all batches is kept. For batch routing, give batches of the kind that
+    will be routed: the router is fitted to how their means vary. All ranks have to call this; their data is put
+    together, and all get the same router.
 
     Parameters
     ----------
@@ -171,20 +116,35 @@ def initialize_router(
         negative or without ``"dai"``.
     RouteError
         If the adapter has no router.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (10).
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig, expert_load
+    >>> config = TuckAConfig(r=2, routing="sample", target_modules=["0"])
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
+    >>> batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    >>> initialize_router(model, [batch], progress=False)
+    >>> y = model(batch)
+    >>> expert_load(model)  # both groups are used
+    tensor([3, 5])
     """
     name, router = _routed(model, adapter_name)
     check_count("max_batches", max_batches, where="initialize_router")
     _check_scale(scale, router.spec.initialization)
     features, means = (RowSample(_FEATURES, router.in_features, seed=router.seed) for _ in range(2))
     sizes: list[int] = []
-    # Of samples also for batch routing: there are too few batches to tell from them alone how batches vary.
-    granularity: Routing = "token" if router.spec.routing == "token" else "sample"
+    # For batch routing, features of samples are kept too: a few batches alone do not show how batches vary.
+    routing: Routing = "token" if router.spec.routing == "token" else "sample"
 
     def watch(x: Tensor, mask: Tensor | None, _gates: Tensor) -> None:
         mask = None if router.count_padding else mask
-        feature = routing_feature(x.float(), mask=mask, granularity=granularity)
-        kept = feature if mask is None else feature[mask != 0 if granularity == "token" else (mask != 0).any(dim=1)]
-        rows = kept.reshape(-1, x.shape[-1])
+        feature = routing_feature(x.float(), mask=mask, routing=routing)
+        rows = unmasked(feature, mask, ndim=1)
         if router.spec.routing == "batch" and len(rows):
             sizes.append(len(rows))
             mean = rows.mean(dim=0, keepdim=True)
@@ -198,7 +158,7 @@ def initialize_router(
     if not len(rows):
         raise ConfigError(expected("batches", "at least one batch", "none", where="initialize_router"))
     if router.spec.routing == "batch":
-        # A rank that has seen no batch gets the first one's result below.
+        # A rank without batches computes something here, which the first rank's result replaces below.
         rows = features_like_batches(means.gather(), rows, batch_size=sum(sizes) / max(1, len(sizes)) or 1.0)
     with whole_parameters(model, router):
         _start(router, rows, scale)
@@ -221,12 +181,12 @@ def _start(router: Router, features: Tensor, scale: float | None) -> None:
     sizes: dict[str, Any] = {"groups": spec.groups, "experts_per_group": spec.experts_per_group, "seed": seed}
     center = features.mean(dim=0) if spec.has_center else torch.zeros(features.shape[1])
     if spec.initialization == "balanced":
-        centroids, center = balanced_centroids(features, kind=spec.affinity, **sizes)
+        centroids, center = balanced_centroids(features, affinity=spec.affinity, **sizes)
     elif spec.initialization == "dai":
         if scale is None:
             # The spread of the features themselves: with the authors' a = 10 the scores saturate.
             scale = max(float(features.std(dim=0, correction=0).mean()), 1e-3)
-        # Seen from the centre, as the features are.
+        # Relative to the centre, as the router compares features.
         centroids = data_aware_centroids(features - center, scale=scale, **sizes)
     else:
         shape = (spec.groups, spec.experts_per_group, features.shape[1])

@@ -85,7 +85,7 @@ def gates_over_ranks(router: Router, hidden: Tensor, mask: Tensor | None) -> Ten
     with torch.autocast(hidden.device.type, enabled=False):
         wide = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
         mask = None if router.count_padding else mask
-        samples = routing_feature(wide, mask=mask, granularity="sample")
+        samples = routing_feature(wide, mask=mask, routing="sample")
         present = samples.new_tensor(len(samples)) if mask is None else (mask != 0).flatten(1).any(dim=1).sum()
         total = _SumOverRanks.apply(torch.cat([samples.sum(dim=0), present.to(samples.dtype)[None]]))
         feature = total[:-1] / total[-1].clamp(min=1)

@@ -120,7 +120,7 @@ class Router(nn.Module):
         if 0 in hidden.shape:
             return self._feature_of_nothing(hidden)
         if hidden.dtype not in _HALF or self.spec.routing == "token":
-            feature: Tensor = routing_feature(hidden, mask=mask, granularity=self.spec.routing)
+            feature: Tensor = routing_feature(hidden, mask=mask, routing=self.spec.routing)
             return feature
         if mask is not None and mask.shape != hidden.shape[:-1]:
             rule = f"shape {tuple(hidden.shape[:-1])} to match hidden"
@@ -161,9 +161,9 @@ class Router(nn.Module):
         dtype = torch.promote_types(feature.dtype, self._wide(self.centroids).dtype)
         center = center if center is None else center.to(dtype)
         centroids = self.centroids.to(dtype)
-        kind, temperature = self.spec.affinity, self.spec.temperature
+        affinity, temperature = self.spec.affinity, self.spec.temperature
         logits: Tensor = affinity_logits(
-            feature.to(dtype), centroids, kind=kind, center=center, temperature=temperature
+            feature.to(dtype), centroids, affinity=affinity, center=center, temperature=temperature
         )
         return logits
 

@@ -1,0 +1,275 @@
+"""The adapter with Tucker experts as a module: its contract, its start, and what it refuses."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from support.adapter_contract import WIDTH, AdapterContract, as_arrays
+from tucka import reference
+from tucka.backends.torch import Router, TuckerAdapter, tucker_adapt_gated
+from tucka.backends.torch.modules import ExpertParts
+from tucka.errors import ArrayError, ConfigError, RouteError, ShapeError
+from tucka.peft import TuckAConfig
+from tucka.spec import TuckerSpec
+
+SPEC = TuckerSpec(rank=2, groups=3, alpha=0.5)
+GATES = torch.tensor([[0.1, 0.9], [0.0, 0.0], [0.3, 0.2]])
+SAMPLES = torch.stack([GATES, GATES.flip(0), GATES.flip(1), GATES])
+
+
+class TestTuckerAdapter(AdapterContract):
+    where = "TuckerAdapter around Linear(in_features=6, out_features=4, bias=True)"
+
+    def create(self, layer, *, init_weights=False):
+        return TuckerAdapter(layer, SPEC, init_weights=init_weights)
+
+    def gates(self, _x):
+        return GATES
+
+    def call(self, adapter, x):
+        gates = self.gates(x)
+        if isinstance(x, torch.Tensor) and x.dtype == torch.float64:
+            gates = gates.double()
+        return adapter(x, gates)
+
+    def evaluate(self, adapter, x):
+        parts = as_arrays(*adapter.parts.factors())
+        return reference.adapt(x, self.gates(x).double().numpy(), *parts, alpha=SPEC.alpha)
+
+
+class TestTuckerAdapterWithGatesForEachSample(TestTuckerAdapter):
+    def gates(self, x):
+        return SAMPLES[: x.shape[0]] if np.ndim(x) else SAMPLES
+
+
+def adapter():
+    return TuckerAdapter(nn.Linear(WIDTH, 4), SPEC)
+
+
+def message_of(error, call):
+    with pytest.raises(error) as raised:
+        call()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("gates", "error", "words"),
+    [
+        (torch.ones(2, 3), ShapeError, ["(..., k, t)", "(3, 2)"]),
+        (torch.ones(3), ShapeError, ["(..., k, t)"]),
+        (torch.ones(5, 3, 2), ShapeError, ["leading axes", "(4, 7)"]),
+        (np.ones((3, 2)), ArrayError, ["torch tensor", "numpy.ndarray", "Convert"]),
+        ([[1.0, 1.0]] * 3, ArrayError, ["torch tensor", "list", "Convert"]),
+        (torch.ones(3, 2, device="meta"), ArrayError, ["cpu", "meta", "Move"]),
+    ],
+    ids=["transposed", "one axis", "samples", "NumPy", "list", "device"],
+)
+def test_wrong_gates_are_named_with_the_layer(gates, error, words):
+    message = message_of(error, lambda: adapter()(torch.ones(4, 7, WIDTH), gates))
+    for word in ["gates: expected", "TuckerAdapter around Linear", *words]:
+        assert word in message
+
+
+def test_token_routing_of_a_convolution_is_refused():
+    convolution = TuckerAdapter(nn.Conv2d(WIDTH, 4, 3), SPEC)
+    message = message_of(RouteError, lambda: convolution(torch.randn(2, WIDTH, 5, 5), torch.rand(2, 5, 3, 2)))
+    assert "gates: expected batch or sample routing" in message
+    assert "Conv2d" in message
+
+
+def test_a_configuration_is_no_spec():
+    message = message_of(ConfigError, lambda: TuckerAdapter(nn.Linear(4, 4), TuckAConfig()))
+    assert "spec: expected a TuckerSpec, got TuckAConfig" in message
+    assert "config.spec" in message
+    assert "spec: expected a TuckerSpec, got int" in message_of(ConfigError, lambda: TuckerAdapter(nn.Linear(4, 4), 8))
+
+
+def test_a_rank_above_the_width_is_refused():
+    message = message_of(ConfigError, lambda: TuckerAdapter(nn.Linear(2, 4), TuckerSpec(rank=3)))
+    assert "rank: expected at most the layer's width 2, got 3" in message
+    assert "smaller rank" in message
+
+
+def test_a_convolution_without_a_batch_axis():
+    convolution = TuckerAdapter(nn.Conv2d(WIDTH, 4, 3), SPEC, init_weights=False)
+    x = torch.randn(WIDTH, 5, 6)
+    torch.testing.assert_close(convolution(x, GATES), convolution(x[None], GATES)[0])
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("routing", ["batch", "sample", "token"])
+def test_the_start_is_the_base_bit_for_bit(routing, dtype, autocast):
+    if autocast is not None and dtype == torch.float64:
+        pytest.skip("torch's linear has no float64 under autocast either")
+    spec = TuckerSpec(rank=4, routing=routing)
+    layer = nn.Linear(16, 8).to(dtype)
+    started, router = TuckerAdapter(layer, spec), Router(spec, 16)
+    x = torch.randn(3, 5, 16).to(dtype)
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        assert torch.equal(started(x, router(x)), layer(x))
+
+
+# Layers that hide their weight.
+
+
+class Hidden(nn.Module):
+    """Stands in for a quantised layer: int8 numbers under names of its own, no weight."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.in_features = layer.in_features
+        scale = layer.weight.abs().amax() / 127
+        self.register_buffer("packed", (layer.weight / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale.detach())
+
+    def forward(self, x):
+        return x @ (self.packed * self.scale).t().to(x.dtype)
+
+
+def adapted_by_hand(adapter, x, gates):
+    basis, cores, factor = adapter.parts.basis, adapter.parts.cores, adapter.parts.expert_factor
+    return tucker_adapt_gated(x, basis, cores, factor, gates, alpha=adapter.spec.alpha)
+
+
+def test_a_layer_that_hides_its_weight():
+    layer = Hidden(nn.Linear(8, 4))
+    hiding, x = TuckerAdapter(layer, SPEC, init_weights=False), torch.randn(5, 8)
+    torch.testing.assert_close(hiding(x, GATES), layer(adapted_by_hand(hiding, x, GATES)))
+
+
+def eight_bits(layer):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    packed = bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, has_fp16_weights=False)
+    packed.load_state_dict(layer.state_dict())
+    return packed.to("cpu")  # which is when it quantises
+
+
+def four_bits(layer):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    packed = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, compute_dtype=torch.float32)
+    packed.load_state_dict(layer.state_dict())
+    return packed.to("cpu")
+
+
+def eight_bits_of_torchao(layer):
+    quantization = pytest.importorskip("torchao.quantization")
+    holder = nn.Sequential(layer.requires_grad_(False))
+    quantization.quantize_(holder, quantization.Int8WeightOnlyConfig())
+    return holder[0]
+
+
+@pytest.mark.parametrize("quantize", [eight_bits, four_bits, eight_bits_of_torchao])
+@pytest.mark.parametrize("lead", [(), (5,)], ids=["batch", "sample"])
+def test_a_quantised_linear(quantize, lead):
+    torch.manual_seed(0)
+    exact = nn.Linear(64, 32)
+    layer = quantize(copy.deepcopy(exact))
+    x = torch.randn(5, 64, requires_grad=True)
+    error = (layer(x) - exact(x)).norm() / exact(x).norm()
+    assert 0 < error < 0.2  # quantised it is
+    quantised, gates = TuckerAdapter(layer, TuckerSpec(rank=3)), torch.rand(*lead, 2, 2, requires_grad=True)
+    assert torch.equal(quantised(x, gates), layer(x))
+    nn.init.normal_(quantised.parts.cores)
+    result = quantised(x, gates)
+    torch.testing.assert_close(result, layer(adapted_by_hand(quantised, x, gates)))
+    result.square().sum().backward()
+    assert all(tensor.grad.abs().sum() > 0 for tensor in (x, gates, *quantised.parts.parameters()))
+
+
+def test_conv1d_of_transformers():
+    transformers = pytest.importorskip("transformers")
+    layer = transformers.pytorch_utils.Conv1D(4, 8)  # weight (in, out)
+    transposed, x = TuckerAdapter(layer, SPEC, init_weights=False), torch.randn(2, 5, 8)
+    torch.testing.assert_close(transposed(x, GATES), layer(adapted_by_hand(transposed, x, GATES)))
+
+
+@pytest.mark.parametrize("lead", [(), (2,)], ids=["batch", "sample"])
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(8, 4, 3), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, (3, 2), padding=1, stride=2), nn.Conv3d(8, 4, 2)],
+    ids=str,
+)
+def test_convolutions_of_any_geometry(layer, lead):
+    convolution, gates = TuckerAdapter(layer, SPEC, init_weights=False), torch.rand(*lead, 3, 2)
+    x = torch.randn(2, 8, *[5] * len(layer.kernel_size))
+    by_hand = adapted_by_hand(convolution, x.movedim(1, -1), gates).movedim(-1, 1)
+    torch.testing.assert_close(convolution(x, gates), layer(by_hand))
+
+
+def test_any_layer_with_a_given_width_and_further_arguments():
+    class Scaled(nn.Module):
+        def forward(self, x, scale, *, shift):
+            return x * scale + shift
+
+    scaled, x = TuckerAdapter(Scaled(), SPEC, in_features=8), torch.randn(2, 8)
+    assert torch.equal(scaled(x, GATES, 2.0, shift=1.0), x * 2.0 + 1.0)
+
+
+# How the parts start: the update is zero, and a gradient reaches whatever there is to learn.
+
+SIZES = {"rank": st.integers(1, 7), "k": st.integers(1, 3), "t": st.integers(1, 4), "p": st.integers(1, 4)}
+
+
+def started(rank, k, t, p, **options):
+    spec = TuckerSpec(rank=rank, groups=k, experts_per_group=t, expert_rank=p)
+    return ExpertParts(spec, 9, **options).double()
+
+
+@given(seed=st.integers(0, 99), **SIZES)
+def test_every_expert_is_zero_and_all_lead_alike_to_the_zero_half(seed, rank, k, t, p):
+    torch.manual_seed(seed)
+    parts = started(rank, k, t, p)
+    cores, factor, basis = as_arrays(*parts.factors())
+    assert not any(reference.expert(cores, factor, basis, i, j).any() for i in range(k) for j in range(t))
+    read = -(-rank // 2)
+    gram = parts.basis[:, :read].T @ parts.basis[:, :read]
+    torch.testing.assert_close(gram, torch.eye(read).double(), atol=1e-5, rtol=0)
+    assert not parts.basis[:, read:].any()
+    inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)
+    wanted = torch.zeros(rank, rank, dtype=torch.float64)
+    wanted[range(rank // 2), range(read, rank)] = 12.0 / rank**0.5  # 24, and 2 for a weight that cannot be read
+    torch.testing.assert_close(inner, wanted.expand_as(inner), atol=1e-5, rtol=0)
+
+
+@given(seed=st.integers(0, 99), **SIZES)
+def test_the_zero_half_learns_at_once_and_all_else_within_three_steps(seed, rank, k, t, p):
+    torch.manual_seed(seed)
+    parts = started(rank, k, t, p)
+    before = {name: value.clone() for name, value in parts.named_parameters()}
+    x, gates = torch.randn(20, 9, dtype=torch.float64), torch.rand(k, t, dtype=torch.float64)
+    aim = torch.randn(20, 9, dtype=torch.float64)
+    optimizer = torch.optim.SGD(parts.parameters(), lr=1e-3)
+    for step in range(3):
+        optimizer.zero_grad()
+        (parts(x, x, gates) * aim).sum().backward()
+        if step == 0 and rank > 1:
+            assert parts.basis.grad[:, -(rank // 2) :].all()
+        optimizer.step()
+    for name, value in parts.named_parameters():
+        assert (value != before[name]).all(), name
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_random_start_shows(rank):
+    torch.manual_seed(0)
+    parts, x = started(rank, 2, 2, 2, init_weights=False), torch.randn(3, 9).double()
+    assert not torch.allclose(parts(x, x, torch.rand(2, 2).double()), x, atol=1e-2)
+
+
+def test_nothing_is_measured_where_the_start_does_not_need_it():
+    def gain():
+        raise AssertionError
+
+    ExpertParts(TuckerSpec(rank=4), WIDTH, init_weights=False, gain=gain)
+    ExpertParts(TuckerSpec(rank=4, factor_norm="frobenius"), WIDTH, gain=gain)
+    ExpertParts(TuckerSpec(rank=1), WIDTH, gain=gain)
+    with torch.device("meta"):
+        ExpertParts(TuckerSpec(rank=4), WIDTH, gain=gain)
+    with pytest.raises(AssertionError):
+        ExpertParts(TuckerSpec(rank=4), WIDTH, gain=gain)

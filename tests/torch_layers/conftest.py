@@ -1,6 +1,0 @@
-"""Settings for the tests of the torch layers."""
-
-import torch
-
-# Tiny tensors: a second thread only waits, and for very long where test processes share the cores.
-torch.set_num_threads(1)

@@ -1,0 +1,98 @@
+"""Looking at the routes of a model: those of its latest forward, and how often each group was chosen."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tucka.backends.torch.routing.scope import scope_of
+from tucka.errors import RouteError, expected
+from tucka.peft.adapters import chosen_adapter, spec_of
+
+__all__ = ["expert_load", "last_route"]
+
+
+def last_route(model: nn.Module, *, adapter_name: str | None = None) -> Tensor:
+    """Return the gates of the latest forward.
+
+    Parameters
+    ----------
+    model : Module
+        A model with TuckA adapters.
+    adapter_name : str, optional
+        Which adapter; the active one if None.
+
+    Returns
+    -------
+    Tensor, shape (k, t), (B, k, t) or (B, S, k, t)
+        The gates, detached; the pinned ones for a pinned adapter.
+
+    Raises
+    ------
+    RouteError
+        If the model has not run yet, or has no TuckA adapter.
+    ConfigError
+        If there is no such adapter.
+
+    References
+    ----------
+    .. [1] arXiv:2511.06859, Eq. (6) to (8).
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), TuckAConfig(r=2, k=3, target_modules=["0"]))
+    >>> y = model(torch.ones(5, 4))
+    >>> last_route(model).shape
+    torch.Size([3, 2])
+    """
+    scope, name = scope_of(model), chosen_adapter(model, adapter_name)
+    gates = scope.pinned.get(name, scope.last.get(name))
+    if gates is None:
+        cure = "Call the model first"
+        raise RouteError(expected("model", "one that has run", "one that has not", where="last_route", cure=cure))
+    return gates
+
+
+def expert_load(model: nn.Module, *, reset: bool = False, adapter_name: str | None = None) -> Tensor:
+    """Count how often each group was chosen since the router was initialised.
+
+    Parameters
+    ----------
+    model : Module
+        A model with TuckA adapters.
+    reset : bool
+        Whether to start counting anew afterwards.
+    adapter_name : str, optional
+        Which adapter; the active one if None.
+
+    Returns
+    -------
+    Tensor, shape (k,)
+        Batches, samples or unmasked tokens, by the routing's granularity, as int64; zeros if nothing ran.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such adapter.
+    RouteError
+        If the model has no TuckA adapter.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig
+    >>> config = TuckAConfig(r=2, k=3, routing="sample", target_modules=["0"])
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
+    >>> y = model(torch.ones(5, 4))
+    >>> int(expert_load(model, reset=True).sum()), expert_load(model).tolist()
+    (5, [0, 0, 0])
+    """
+    scope, name = scope_of(model), chosen_adapter(model, adapter_name)
+    load = scope.load.get(name)
+    if load is None:  # created pinned, without a router
+        return torch.zeros(spec_of(model, name).groups, dtype=torch.int64)
+    if reset:
+        scope.reset_load(name)
+    return load.clone()
