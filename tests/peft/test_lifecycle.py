@@ -49,7 +49,8 @@ def test_three_steps_change_all_that_is_trained_and_nothing_else(kind, routing):
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert all("tucka_" in name or "modules_to_save" in name for name in trainable)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed == trainable
+    started = {name for name in changed if name.endswith(("center", "is_initialized"))}  # by the first batch
+    assert changed - started == trainable
     with torch.no_grad(), model.disable_adapter():
         assert torch.equal(output_of(model, inputs_for(kind)), base_output)
 

@@ -94,7 +94,7 @@ def test_unsuitable_targets_raise_and_leave_the_model_untouched(options, message
     kinds_before = [type(module) for module in model.modules()]
     trainable = [p.requires_grad for p in model.parameters()]
     with pytest.raises(ValueError, match=message):
-        get_peft_model(model, TuckAConfig(r=4, **options))
+        get_peft_model(model, TuckAConfig(r=4, samples_first=True, **options))
     assert [type(module) for module in model.modules()] == kinds_before
     assert [p.requires_grad for p in model.parameters()] == trainable
     assert not model._forward_pre_hooks

@@ -10,7 +10,8 @@ from tucka.peft import TuckAConfig
 
 def config_for(kind, **options):
     """A small configuration with the kind's targets."""
-    given = {"r": 4, "k": 3, "t": 2, "p": 2, "target_modules": KINDS[kind].targets, **options}
+    sizes = {"r": 4, "k": 3, "t": 2, "p": 2}
+    given = {**sizes, "routing": "batch", "target_modules": KINDS[kind].targets, **options}
     return TuckAConfig(task_type=KINDS[kind].task_type, **given)
 
 
@@ -56,5 +57,5 @@ def visible(kind, routing="sample", **options):
 def watched(model, adapter="default"):
     """The routing decisions from now on, as (input, mask, gates)."""
     made = []
-    scope_of(model).observers[adapter] = lambda *decision: made.append(decision)
+    scope_of(model).observers[adapter] = lambda _router, *decision: made.append(decision)
     return made

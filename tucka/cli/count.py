@@ -43,7 +43,10 @@ def count_adapters(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare what adapters cost, before any is built."""
-    _check_sources({"--layers": layers, "--model": model, "--paper": paper or None})
+    sources = {"--layers": layers, "--model": model, "--paper": paper or None}
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise ConfigError(expected("arguments", f"one of {', '.join(sources)}", " and ".join(given) or "none"))
     if paper:
         show_paper(as_json=as_json)
         return
@@ -73,13 +76,6 @@ def count_adapters(
         typer.echo(
             f"Left out: {names}, whose block_size={block_size} does not divide every input width; see --block-size."
         )
-
-
-def _check_sources(sources: Mapping[str, object]) -> None:
-    """Raise unless the layers come from exactly one source."""
-    given = [name for name, value in sources.items() if value is not None]
-    if len(given) != 1:
-        raise ConfigError(expected("arguments", f"one of {', '.join(sources)}", " and ".join(given) or "none"))
 
 
 def _layers(layers: str | None, repeat: int, model: Path | None, targets: str | None) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ from tucka.peft.layer import TuckALayer
 from tucka.peft.model import TuckAModel
 from tucka.peft.registration import register
 from tucka.peft.routes.callback import RouterCallback
+from tucka.peft.routes.given import add_group, given_route
 from tucka.peft.routes.inspection import expert_load, last_route
 from tucka.peft.routes.pinning import pin_route, unpin_route
 from tucka.peft.routes.start import balance_router, initialize_router
@@ -22,9 +23,11 @@ __all__ = [
     "TuckAModel",
     "accelerate_hra",
     "adapted_modules",
+    "add_group",
     "balance_router",
     "expert_load",
     "export_lora",
+    "given_route",
     "initialize_router",
     "last_route",
     "load_adapter",

@@ -12,10 +12,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
 
-from tucka.backends.torch.base_layers import checked_rows, from_rows, is_readable, step_gain, width_of
-from tucka.backends.torch.modules import ExpertParts, adapt_rows
+from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, is_readable, step_gain, width_of
+from tucka.backends.torch.modules import ExpertParts
+from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import RoutingScope
+from tucka.errors import RouteError, expected
 from tucka.peft.config import TuckAConfig
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
 from tucka.spec import TuckerSpec
@@ -41,8 +43,12 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         Adapter name to its router, on the one layer that owns it.
     tucka_scope : RoutingScope
         Where the route of the running forward is found.
-    in_decoder : bool
-        Whether the layer is in the decoder of an encoder-decoder.
+    tucka_part : str
+        The part of the model that the layer's route is made in; "" for its body.
+    tucka_role : str
+        "encoder" or "decoder" in an encoder-decoder.
+    tucka_layout : Layout
+        What the rows of the layer's inputs are.
 
     Raises
     ------
@@ -71,7 +77,9 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.tucka_scope = scope
-        self.in_decoder = False
+        self.tucka_part = ""
+        self.tucka_role = ""
+        self.tucka_layout = Layout.SAMPLES_FIRST
         self.tucka_experts = nn.ModuleDict()
         self.tucka_router = nn.ModuleDict()
         self.tucka_merged: dict[str, tuple[Tensor, Tensor]] = {}
@@ -179,8 +187,19 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         base, experts = self.get_base_layer(), [self.experts(name) for name in names]
         # Checked before anything is routed on it.
         rows = checked_rows(base, x, [parts.basis for parts in experts], self._path)
-        gates = [self.tucka_scope.gates(name, self, rows) for name in names]  # fitted to the rows
-        return from_rows(base, adapt_rows(rows, list(zip(experts, gates, strict=True))), x)
+        self._check_batch_axis(base, x, names)
+        result = rows
+        for parts, name in zip(experts, names, strict=True):
+            fit = self.tucka_scope.fit(name, self, rows)
+            result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates), rows)
+        return from_rows(base, result, x)
+
+    def _check_batch_axis(self, base: nn.Module, x: Tensor, names: list[str]) -> None:
+        """Raise where a convolution gets one sample without its axis: the first axis would be taken for samples."""
+        is_one_sample = is_convolution(base) and x.ndim == 1 + len(base.kernel_size)
+        if is_one_sample and any(name not in self.tucka_scope.pinned for name in names):
+            rule, cure = "an input with axes (B, d, ...), since samples are routed", "Add a batch axis with x[None]"
+            raise RouteError(expected("route", rule, f"shape {tuple(x.shape)}", where=self._path(), cure=cure))
 
     def _path(self) -> str:
         return self.tucka_scope.path(self)

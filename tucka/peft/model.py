@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tucka.backends.torch.base_layers import width_of
-from tucka.backends.torch.routing.generation import decoder_path
+from tucka.backends.torch.routing.parts import Anatomy, is_decoder_only
 from tucka.backends.torch.routing.scope import RouteOptions, RoutingScope
 from tucka.errors import CheckpointError, ConfigError, expected
 from tucka.peft.adapters import unmerge_first
@@ -26,7 +26,7 @@ from tucka.peft.files.rollback import unchanged_on_error
 from tucka.peft.layer import TuckALayer, TuckALinear
 from tucka.peft.merging import check_merge
 from tucka.peft.registration import include_all_linear_layers
-from tucka.peft.targets import base_of, check_adapter_name, check_targets, owner_of
+from tucka.peft.targets import Place, base_of, check_adapter_name, check_targets, owners_of, place_of
 from tucka.spec import TuckerSpec
 
 __all__ = ["TuckAModel"]
@@ -73,11 +73,15 @@ class TuckAModel(BaseTuner):
 
     # What is kept while an adapter is added, since PEFT hands over the layers one by one.
     _spec: TuckerSpec
+    _places: dict[str, Place]
+    _owners: set[str]
     _file_load: FileLoad | None = None
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put an adapter into a model, or leave the model as it was: all ways to add one come here."""
-        config = self.peft_config[adapter_name]
+        given: TuckAConfig = self.peft_config[adapter_name]
+        decoder_only = is_decoder_only(self.model)
+        config = self.peft_config[adapter_name] = given.resolved(decoder_only=decoder_only)
         known = [layer for layer in self._layers() if adapter_name in layer.tucka_experts]
         try:
             check_adapter_name(adapter_name)
@@ -106,15 +110,30 @@ class TuckAModel(BaseTuner):
         super()._prepare_model(peft_config, model)
         include_all_linear_layers(peft_config, model)
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        self._refuse_adapted_models(peft_config, model)
         targets = {
             name: module
             for name, module in model.named_modules()
             if name and not name.startswith(inside) and self._check_target_module_exists(peft_config, name)
         }
+        anatomy = Anatomy(model)
+        self._places = {name: place_of(anatomy, name, peft_config) for name in targets}
+        self._owners = owners_of(peft_config, self._places)
         if self._file_load is not None:
             widths = {name: width_of(base_of(module), name) for name, module in targets.items()}
-            self._file_load.check_sizes(sizes_of(self._spec, widths, owner_of(peft_config, targets)))
-        check_targets(peft_config, targets, model)
+            self._file_load.check_sizes(sizes_of(self._spec, widths, self._owners))
+        check_targets(peft_config, targets, self._places, model)
+
+    def _refuse_adapted_models(self, config: TuckAConfig, model: nn.Module) -> None:
+        """Refuse targets in an adapted model inside of this one: its layers have routes and adapters of their own."""
+        inside = self._adapted_models_inside()
+        for name, _ in model.named_modules():
+            if inside and name.startswith(inside) and self._check_target_module_exists(config, name):
+                rule, cure = (
+                    "layers outside of adapted models inside of this one",
+                    "Leave them out with exclude_modules",
+                )
+                raise ConfigError(expected("target_modules", rule, name, where="TuckAConfig", cure=cure))
 
     def _create_and_replace(
         self,
@@ -128,7 +147,7 @@ class TuckAModel(BaseTuner):
     ) -> None:
         scope = self._scope()
         layer = target if isinstance(target, TuckALayer) else self._wrap(target, parent, current_key, scope)
-        owns_router = adapter_name not in scope.owners and owner_of(peft_config, [current_key]) is not None
+        owns_router = current_key in self._owners
         if peft_config.pinned_gates is not None:
             dtype = torch.promote_types(layer.base_dtype() or torch.float32, torch.float32)
             scope.pinned[adapter_name] = torch.tensor(peft_config.pinned_gates, dtype=dtype, device="cpu")
@@ -136,6 +155,7 @@ class TuckAModel(BaseTuner):
             prompt_only=peft_config.route_tokens == "prompt",
             owner_only=peft_config.router_module is not None,
             synchronized=peft_config.sync_routing,
+            samples_first=peft_config.samples_first,
         )
         layer.update_layer(adapter_name, peft_config, self._spec, owns_router=owns_router)
         if layer is not target:
@@ -146,15 +166,24 @@ class TuckAModel(BaseTuner):
     def _wrap(self, target: nn.Module, parent: nn.Module, name: str, scope: RoutingScope) -> TuckALayer:
         kind = TuckALinear if isinstance(base_of(target), (nn.Linear, Conv1D)) else TuckALayer
         layer = kind(target, scope)
-        decoder = decoder_path(self.model)
-        layer.in_decoder = decoder is not None and name.startswith(decoder + ".")
+        place = self._places[name]
+        layer.tucka_part, layer.tucka_role, layer.tucka_layout = place.part, place.role, place.layout
         if isinstance(parent, nn.TransformerEncoderLayer):
-            # In evaluation, torch's encoder layer reads the weights past the layers, unless one of them has a hook.
+            # In evaluation torch's encoder layer reads its layers' weights and calls none, unless one has a hook.
             layer.register_forward_pre_hook(_no_change)
         return layer
 
     def _layers(self) -> Iterator[TuckALayer]:
-        return (module for module in self.model.modules() if isinstance(module, TuckALayer))
+        """Go through the adapted layers of this model, without those of adapted models inside of it."""
+        inside = self._adapted_models_inside()
+        for path, module in self.model.named_modules():
+            if isinstance(module, TuckALayer) and not path.startswith(inside):
+                yield module
+
+    def _adapted_models_inside(self) -> tuple[str, ...]:
+        return tuple(
+            f"{path}." for path, module in self.model.named_modules() if path and isinstance(module, BaseTuner)
+        )
 
     def _scope(self) -> RoutingScope:
         """Find the scope of the model's adapted layers, which another tuner may have made; or make it."""
@@ -163,11 +192,11 @@ class TuckAModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        router = self._scope().router(adapter_name)
+        routers = self._scope().routers(adapter_name).values()
         if not autocast_adapter_dtype:
             for layer in self._layers():
                 layer.take_base_dtype(adapter_name)
-        elif router is not None:
+        for router in routers if autocast_adapter_dtype else ():
             # PEFT widens parameters only, and the centre is a buffer.
             router.center = router.center.to(router.centroids.dtype)
 
@@ -243,7 +272,7 @@ def _no_change(_module: nn.Module, _args: Any) -> None:
 
 
 def _warn_of_a_router_that_cannot_learn(config: TuckAConfig) -> None:
-    routed = config.pinned_gates is None and not config.inference_mode
+    routed = config.has_router and config.pinned_gates is None and not config.inference_mode
     if routed and config.t == 1 and config.gate_norm:
         rule = "at least 2 where gates are normalised, since one expert's gate is always 1 and the router cannot learn"
         cure = "Use t >= 2 or gate_norm=False; as it is, the router gets no gradient and stays as it starts"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -10,10 +11,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from tucka.backends.torch.base_layers import is_convolution, width_of
+from tucka.backends.torch.routing.layouts import Layout, layout_of
+from tucka.backends.torch.routing.parts import Anatomy
 from tucka.errors import ConfigError, expected
 from tucka.peft.config import TuckAConfig
 
-__all__ = ["base_of", "check_adapter_name", "check_targets", "ends_with_name", "owner_of"]
+__all__ = ["base_of", "check_adapter_name", "check_targets", "ends_with_name", "owners_of", "place_of"]
 
 
 def ends_with_name(name: str, ending: str) -> bool:
@@ -21,12 +24,38 @@ def ends_with_name(name: str, ending: str) -> bool:
     return name == ending or name.endswith("." + ending)
 
 
-def owner_of(config: TuckAConfig, names: Iterable[str]) -> str | None:
-    """Return the layer that is to own the router, the first one or the first that the user named; None for none."""
-    if config.pinned_gates is not None and not config.keeps_router:
-        return None
-    ending = config.router_module
-    return next((name for name in names if ending is None or ends_with_name(name, ending)), None)
+def owners_of(config: TuckAConfig, places: Mapping[str, Place]) -> set[str]:
+    """Return the layers that are to own a router: in each part of the model the first, or the first that was named."""
+    if not config.has_router:
+        return set()
+    owners: dict[str, str] = {}
+    for name, place in places.items():
+        named = config.router_module is not None and ends_with_name(name, config.router_module)
+        first = owners.get(place.part)
+        # Tables of positions tell nothing of a sample. OPT registers the projection that runs first after others.
+        is_first = first is None and place.layout is not Layout.NO_SAMPLE
+        if is_first or ((named or name.endswith(".project_in")) and not _is_named(config, first)):
+            owners[place.part] = name
+    return set(owners.values())
+
+
+def _is_named(config: TuckAConfig, name: str | None) -> bool:
+    return config.router_module is not None and name is not None and ends_with_name(name, config.router_module)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a model a layer is, and what the rows of its inputs are."""
+
+    part: str
+    role: str
+    layout: Layout
+
+
+def place_of(anatomy: Anatomy, name: str, config: TuckAConfig) -> Place:
+    """Find out about one layer."""
+    layout = layout_of(anatomy.root, name, samples_first=config.samples_first)
+    return Place(anatomy.part_of(name), anatomy.role_of(name), layout)
 
 
 def base_of(module: nn.Module) -> nn.Module:
@@ -44,7 +73,9 @@ def check_adapter_name(name: str) -> None:
         raise ConfigError(expected("adapter_name", rule, repr(name), where="TuckAModel"))
 
 
-def check_targets(config: TuckAConfig, targets: Mapping[str, nn.Module], model: nn.Module) -> None:
+def check_targets(
+    config: TuckAConfig, targets: Mapping[str, nn.Module], places: Mapping[str, Place], model: nn.Module
+) -> None:
     """Refuse layers that cannot be adapted, and options that do not fit them."""
     for name, module in targets.items():
         layer = base_of(module)
@@ -55,10 +86,51 @@ def check_targets(config: TuckAConfig, targets: Mapping[str, nn.Module], model: 
         if is_convolution(layer) and config.routing == "token":
             rule = "'batch' or 'sample' where a convolution is adapted"
             raise ConfigError(expected("routing", rule, "'token'", where=name))
-        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
-            rule = "a layer that its parent calls, but nn.MultiheadAttention only reads its weight"
-            cure = "Take it out with exclude_modules"
-            raise ConfigError(expected("target_modules", rule, name, where="TuckAConfig", cure=cure))
+        _check_is_called(layer, name, model)
+        _check_rows(config, name, places[name])
     named = config.router_module
     if targets and named is not None and not any(ends_with_name(name, named) for name in targets):
         raise ConfigError(expected("router_module", "the name of an adapted layer", repr(named), where="TuckAConfig"))
+
+
+# By the class of the parent: layers whose weights it reads, instead of calling them.
+_READ = {
+    "MambaMixer": ("dt_proj",),
+    "FalconMambaMixer": ("dt_proj",),
+    "JambaMambaMixer": ("dt_proj",),
+    "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "LongcatFlashTopkRouter": ("classifier",),
+}
+# Their fast kernels read these too, where they are installed.
+_READ_BY_KERNELS = dict.fromkeys(("MambaMixer", "FalconMambaMixer", "Mamba2Mixer", "BambaMixer"), ("out_proj",))
+# Layers that are linear or convolutions by their class, and compute something else.
+_OTHERS = ("Llama4Router", "PhimoeTopKRouter", "DeepseekV4GroupedLinear", "ParakeetEncoderCTCHead")
+
+
+def _check_is_called(layer: nn.Module, name: str, model: nn.Module) -> None:
+    """Refuse layers that an adapter of the input would not reach, or would change in another way."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    kind, own = type(parent).__name__, name.rpartition(".")[2]
+    cure = "Take it out with exclude_modules"
+    if isinstance(parent, nn.MultiheadAttention) or own in _READ.get(kind, ()):
+        rule = f"a layer that its parent calls, but {kind} only reads its weight"
+        raise ConfigError(expected("target_modules", rule, name, where="TuckAConfig", cure=cure))
+    if own in _READ_BY_KERNELS.get(kind, ()):
+        rule = f"a layer that its parent always calls, but the kernels of {kind} read its weight"
+        raise ConfigError(expected("target_modules", rule, name, where="TuckAConfig", cure=cure))
+    if type(layer).__name__ in _OTHERS:
+        rule = "a layer that computes x W + b"
+        raise ConfigError(
+            expected("target_modules", rule, f"{name} ({type(layer).__name__})", where="TuckAConfig", cure=cure)
+        )
+
+
+def _check_rows(config: TuckAConfig, name: str, place: Place) -> None:
+    """Refuse layers of which it is known that their inputs do not tell which row belongs to which sample."""
+    routed = config.pinned_gates is None and config.routing != "batch"
+    if not routed or place.layout not in (Layout.DISPATCHED, Layout.UNKNOWN):
+        return
+    what = "tokens that a mixture sends to one of its experts" if place.layout is Layout.DISPATCHED else "other rows"
+    rule = f"a layer whose input has rows of known samples (routing={config.routing!r})"
+    cure = "Take it out with exclude_modules, use routing='batch', or say samples_first if the model is your own"
+    raise ConfigError(expected("target_modules", rule, f"{name}, which gets {what}", where="TuckAConfig", cure=cure))

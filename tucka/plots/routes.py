@@ -342,8 +342,11 @@ def _draw_map(
         ax.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     entropy = load_entropy(np.bincount(chosen, minlength=groups).tolist())
     axis = "principal axis" if projection == "pca" else "UMAP axis"
-    title = f"Features and centroids (load entropy {entropy:.2f})"
-    ax.set(xlabel=f"first {axis}", ylabel=f"second {axis}", title=title, xticks=[], yticks=[])
+    ax.set(
+        xlabel=f"first {axis}", ylabel=f"second {axis}", title=f"Features and centroids (load entropy {entropy:.2f})"
+    )
+    ax.set_xticks([])
+    ax.set_yticks([])
     ax.margins(0.06)
     open_frame(ax)
     return ax

@@ -92,22 +92,19 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], *, ax: Ax
     # Names are in the legend: beside the points, the names of similar methods would cover each other.
     ax.legend(frameon=False, loc="best")
     ax.margins(x=0.12, y=0.15)
-    _label_ticks(ax, [point.parameters for point in named], [point.accuracy for point in named])
-    ax.set(xlabel="trainable parameters", ylabel="mean accuracy", title="Accuracy and size")
-    ax.grid(alpha=0.3, linewidth=0.6)
-    open_frame(ax)
-    return ax
-
-
-def _label_ticks(ax: Axes, sizes: Sequence[int], accuracies: Sequence[float]) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    sizes = [point.parameters for point in named]
     # Few labels over a wide range, so that they do not touch; more where the sizes are close to each other.
     ratio = max(sizes) / min(sizes)
     fine = (1.0, 2.0, 5.0) if ratio >= 4 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     ax.xaxis.set_major_locator(LogLocator(subs=(1.0,) if ratio >= 100 else fine))
     ax.xaxis.set_minor_formatter(NullFormatter())
-    spread = max(accuracies) - min(accuracies)
+    spread = max(point.accuracy for point in named) - min(point.accuracy for point in named)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=1 if spread < 0.05 else 0))
+    ax.set(xlabel="trainable parameters", ylabel="mean accuracy", title="Accuracy and size")
+    ax.grid(alpha=0.3, linewidth=0.6)
+    open_frame(ax)
+    return ax
 
 
 def parameter_scaling(

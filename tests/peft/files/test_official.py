@@ -17,7 +17,7 @@ from tucka import reference
 from tucka.errors import CheckpointError, ConfigError, RouteError
 from tucka.peft import TuckAConfig, adapted_modules, balance_router, last_route, load_official_checkpoint
 
-VARIANT = {"affinity": "group_norm", "factor_norm": "frobenius", "gate_norm": False}
+VARIANT = {"routing": "batch", "affinity": "group_norm", "factor_norm": "frobenius", "gate_norm": False}
 WIDTHS = (6, 5, 4)
 
 

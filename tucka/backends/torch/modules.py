@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,6 +74,13 @@ class ExpertParts(nn.Module):
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
         self.cores[:, :, range(written), range(read, rank)] = lead * weights[:, None]
+
+    @torch.no_grad()
+    def add_group(self) -> None:
+        """Add a core of zeros: a group whose update is zero, and whose core gets a gradient from the trained basis."""
+        old = self.cores
+        self.cores = nn.Parameter(torch.cat([old, torch.zeros_like(old[:1])]), requires_grad=old.requires_grad)
+        self.spec = replace(self.spec, groups=self.spec.groups + 1)
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return cores, expert factor and basis as they enter the equations: normalised if the spec says so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain
 
 import torch
@@ -17,14 +17,14 @@ from tucka.spec import TuckerSpec
 __all__ = ["check_file", "check_sizes", "checked_tensors", "sizes_of"]
 
 
-def sizes_of(spec: TuckerSpec, widths: Mapping[str, int], owner: str | None) -> dict[str, tuple[int, ...]]:
-    """List key and shape of what an adapter has on layers of these widths; `owner` is the layer with its router."""
+def sizes_of(spec: TuckerSpec, widths: Mapping[str, int], owners: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """List key and shape of what an adapter has on layers of these widths; `owners` have its routers."""
     sizes: dict[str, tuple[int, ...]] = {}
     for name, width in widths.items():
         sizes[f"{name}.tucka_experts.cores"] = (spec.groups, spec.expert_rank, spec.rank, spec.rank)
         sizes[f"{name}.tucka_experts.expert_factor"] = (spec.experts_per_group, spec.expert_rank)
         sizes[f"{name}.tucka_experts.basis"] = (width, spec.rank)
-        if name == owner:
+        if name in owners:
             sizes[f"{name}.tucka_router.centroids"] = (spec.groups, spec.experts_per_group, width)
     return sizes
 

@@ -77,7 +77,7 @@ def load_official_checkpoint(
     --------
     >>> from peft import get_peft_model
     >>> from tucka.peft import TuckAConfig
-    >>> variant = dict(affinity="group_norm", factor_norm="frobenius", gate_norm=False)
+    >>> variant = dict(routing="batch", affinity="group_norm", factor_norm="frobenius", gate_norm=False)
     >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), TuckAConfig(r=2, target_modules=["0"], **variant))
     >>> key = "base_model.model.0.tucka_"
     >>> state = {key + "g": torch.ones(2, 2, 2, 2), key + "c": torch.ones(2, 2), key + "u": torch.ones(4, 2)}
@@ -88,15 +88,12 @@ def load_official_checkpoint(
     _check_config(cast(TuckAConfig, cast(Any, model).peft_config[name]))
     factors, others = _sort(read_tensors(source, allow_pickle=allow_pickle))
     plan = _plan_layers(model, name, factors) + _plan_others(model, name, others)
-    router = scope.router(name)
-    assert router is not None  # the configuration is not pinned
     with torch.no_grad():
         for target, value in plan:
             target.copy_(value)
-    if router.choice_bias is not None:  # the authors' code has no such bias
-        router.choice_bias.zero_()
-    router.is_initialized.fill_(True)
-    router.count_padding = True
+        for router in scope.routers(name).values():
+            router.initialize(router.centroids.clone(), router.center)
+            router.count_padding = True
     change_config(model, name, route_tokens="padded")
 
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from tucka.backends.torch.routing.ranks import sum_over_ranks
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import RoutingScope, scope_of
 from tucka.checks import check_count
 from tucka.core.balance import CollapseAlarm, load_entropy
 from tucka.peft.adapters import layers_of
-from tucka.peft.routes.start import balance_router, initialize_router
+from tucka.peft.routes.start import initialize_router
 
 __all__ = ["RouterCallback"]
 
@@ -77,7 +78,7 @@ class RouterCallback(TrainerCallback):
         self.collapse_window = collapse_window
         self.collapse_below = collapse_below
         CollapseAlarm("RouterCallback", window=collapse_window, below=collapse_below)  # checks both numbers
-        self._watches: dict[str, _Watch] = {}
+        self._watches: dict[tuple[str, str], _Watch] = {}
 
     def install(self, trainer: Any) -> None:
         """Put this callback before all others of a trainer, so that its reporters get the metrics too."""
@@ -94,8 +95,7 @@ class RouterCallback(TrainerCallback):
         scope = scope_of(model)
         active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
         for name in scope.owners:
-            router = scope.router(name)
-            waits = router is not None and name not in scope.pinned and not bool(router.is_initialized)
+            waits = name not in scope.pinned and any(router.waits for router in scope.routers(name).values())
             if waits and name in active and loader is not None and self.max_batches:
                 initialize_router(
                     model,
@@ -110,23 +110,24 @@ class RouterCallback(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the counts, so that training alone is counted and no evaluation."""
         scope = scope_of(kwargs["model"])
-        for name, router in _routed(scope):
-            if name not in self._watches:
-                alarm = CollapseAlarm(f"router of {name!r}", window=self.collapse_window, below=self.collapse_below)
-                self._watches[name] = _Watch(router, alarm)
-            self._watches[name].begin(scope.load[name])
+        for name, part, router in _routed(scope):
+            if (name, part) not in self._watches:
+                whose = f"router of {name!r}" + (f" in {part}" if part else "")
+                alarm = CollapseAlarm(whose, window=self.collapse_window, below=self.collapse_below)
+                self._watches[name, part] = _Watch(router, alarm)
+            self._watches[name, part].begin(scope.load[name][part])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take in the load of the step, move the bias against it, and warn if the router has collapsed."""
         model = kwargs["model"]
         scope = scope_of(model)
-        for name, router in _routed(scope):
-            watch = self._watches.get(name)
+        for name, part, router in _routed(scope):
+            watch = self._watches.get((name, part))
             if watch is None:
                 continue
-            load = watch.end(scope.load[name], scope.last.get(name))
+            load = watch.end(scope.load[name][part], scope.last.get(name, {}).get(part))
             if router.choice_bias is not None:
-                balance_router(model, load, adapter_name=name)
+                router.update_bias(sum_over_ranks(load, scope.group))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Check the steps that did not fill a window."""
@@ -139,19 +140,19 @@ class RouterCallback(TrainerCallback):
             return
         scope = scope_of(kwargs["model"])
         metrics: dict[str, float] = {}
-        for name, router in _routed(scope):
-            if name in self._watches:
-                prefix = "tucka/" if len(scope.owners) == 1 else f"tucka/{name}/"
-                found = self._watches[name].report(router)
+        for name, part, router in _routed(scope):
+            if (name, part) in self._watches:
+                prefix = "/".join(["tucka", *([name] if len(scope.owners) > 1 else []), *([part] if part else []), ""])
+                found = self._watches[name, part].report(router)
                 metrics.update({f"{prefix}{key}": value for key, value in found.items()})
         for entries in (logs, state.log_history[-1] if state.log_history else None):
             if entries is not None:
                 entries.update(metrics)
 
 
-def _routed(scope: RoutingScope) -> list[tuple[str, Router]]:
-    routers = {name: scope.router(name) for name in scope.owners if name not in scope.pinned}
-    return [(name, router) for name, router in routers.items() if router is not None]
+def _routed(scope: RoutingScope) -> list[tuple[str, str, Router]]:
+    names = [name for name in scope.owners if name not in scope.pinned]
+    return [(name, part, router) for name in names for part, router in scope.routers(name).items()]
 
 
 class _Watch:

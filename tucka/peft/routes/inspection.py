@@ -12,7 +12,7 @@ from tucka.peft.adapters import chosen_adapter, spec_of
 __all__ = ["expert_load", "last_route"]
 
 
-def last_route(model: nn.Module, *, adapter_name: str | None = None) -> Tensor:
+def last_route(model: nn.Module, *, adapter_name: str | None = None, part: str | None = None) -> Tensor:
     """Return the gates of the latest forward.
 
     Parameters
@@ -21,6 +21,8 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None) -> Tensor:
         A model with TuckA adapters.
     adapter_name : str, optional
         Which adapter; the active one if None.
+    part : str, optional
+        The path of a tower, such as ``"vision_tower"``; the body of the model, or its only adapted part, if None.
 
     Returns
     -------
@@ -48,7 +50,9 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None) -> Tensor:
     torch.Size([3, 2])
     """
     scope, name = scope_of(model), chosen_adapter(model, adapter_name)
-    gates = scope.pinned.get(name, scope.last.get(name))
+    last = {key: value for key, value in scope.last.get(name, {}).items() if value is not None}
+    chosen = part if part is not None else "" if "" in last else next(iter(last), "")
+    gates = scope.pinned.get(name, last.get(chosen))
     if gates is None:
         cure = "Call the model first"
         raise RouteError(expected("model", "one that has run", "one that has not", where="last_route", cure=cure))
@@ -70,7 +74,7 @@ def expert_load(model: nn.Module, *, reset: bool = False, adapter_name: str | No
     Returns
     -------
     Tensor, shape (k,)
-        Batches, samples or unmasked tokens, by the routing's granularity, as int64; zeros if nothing ran.
+        Batches, samples or unmasked tokens, as int64, in all parts of the model; zeros if nothing ran.
 
     Raises
     ------
@@ -90,9 +94,10 @@ def expert_load(model: nn.Module, *, reset: bool = False, adapter_name: str | No
     (5, [0, 0, 0])
     """
     scope, name = scope_of(model), chosen_adapter(model, adapter_name)
-    load = scope.load.get(name)
-    if load is None:  # created pinned, without a router
+    loads = list(scope.load.get(name, {}).values())
+    if not loads:  # an adapter without a router
         return torch.zeros(spec_of(model, name).groups, dtype=torch.int64)
+    total = torch.stack([load.to(loads[0].device) for load in loads]).sum(dim=0)
     if reset:
         scope.reset_load(name)
-    return load.clone()
+    return total

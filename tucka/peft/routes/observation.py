@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from tucka.backends.torch.routing.ranks import gather_rows
+from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, expected
 from tucka.peft.adapters import layers_of
 
 __all__ = ["RowSample", "Watch", "observe", "unmasked"]
 
-Watch = Callable[[Tensor, Tensor | None, Tensor], None]
+Watch = Callable[[Router, Tensor, Tensor | None, Tensor], None]
 
 
 class RowSample:
@@ -37,9 +38,9 @@ class RowSample:
         numbers = torch.rand(len(rows), 1, generator=self._draws)
         self._kept = self._smallest(torch.cat([self._kept, torch.cat([rows.float().cpu(), numbers], dim=1)]))
 
-    def gather(self) -> Tensor:
+    def gather(self, group: Any = None) -> Tensor:
         """Return the sample (n, d) of the streams of all ranks together, in float32 on the CPU."""
-        return self._smallest(gather_rows(self._kept))[:, :-1]
+        return self._smallest(gather_rows(self._kept, group))[:, :-1]
 
     def _smallest(self, rows: Tensor) -> Tensor:
         if len(rows) <= self._limit:
@@ -58,7 +59,7 @@ def observe(
     limit: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Run a model in evaluation mode over at most `limit` batches; `watch` gets input, token mask and gates of each."""
+    """Run a model in evaluation mode over at most `limit` batches; `watch` is called with each route that is made."""
     layers = layers_of(model, adapter)
     if not any(adapter in layer.active_adapters and not layer.disable_adapters for _, layer in layers):
         raise ConfigError(expected("adapter_name", "an active adapter", repr(adapter), cure="Call set_adapter first"))
@@ -66,7 +67,7 @@ def observe(
         model = model.module  # ranks may have different numbers of batches, and DDP would wait
     scope = scope_of(model)
     device = next(model.parameters()).device
-    load = scope.load[adapter].clone()
+    load = {part: counts.clone() for part, counts in scope.load[adapter].items()}
     with ExitStack() as stack:
         stack.enter_context(_untouched_randomness(batches))
         stack.enter_context(_evaluating(model))

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import change_config, chosen_adapter, layers_of, spec_of, unmerge_first
+from tucka.peft.routes.given import group_index
 from tucka.peft.routes.observation import observe, unmasked
 
 __all__ = ["checked_gates", "pin_route", "unpin_route"]
@@ -20,7 +22,7 @@ def pin_route(
     model: nn.Module,
     *,
     gates: Any = None,
-    group: int | None = None,
+    group: int | str | None = None,
     batches: Iterable[Any] | None = None,
     adapter_name: str | None = None,
 ) -> Tensor:
@@ -73,9 +75,7 @@ def pin_route(
     shape = (spec.groups, spec.experts_per_group)
     if (gates is None) == (group is None and batches is None):
         raise ConfigError(expected("gates", "them, or group and/or batches", "both or none", where=where))
-    is_group = isinstance(group, int) and not isinstance(group, bool) and 0 <= group < shape[0]
-    if group is not None and not is_group:
-        raise ConfigError(expected("group", f"a whole number from 0 to {shape[0] - 1}", repr(group), where=where))
+    group = None if group is None else group_index(model, name, group, where=where)
     _, layer = next(layers_of(model, name))
     dtype = torch.promote_types(layer.experts(name).cores.dtype, torch.float32)  # gates of float64 keep their digits
     if batches is not None:
@@ -104,18 +104,20 @@ def _measured_gates(model: nn.Module, name: str, batches: Iterable[Any], group: 
     """Average the gates that batches get, or those of them that go to one group."""
     decisions: list[Tensor] = []
 
-    def watch(_x: Tensor, mask: Tensor | None, gates: Tensor) -> None:
+    def watch(_router: Router, _x: Tensor, mask: Tensor | None, gates: Tensor) -> None:
         decisions.append(unmasked(gates, mask, ndim=2).cpu())
 
     scope = scope_of(model)
     _check_has_router(model, name)
     unmerge_first(model)  # a merged layer asks for no route
     pinned = scope.pinned.pop(name, None)
+    scope.refresh()
     try:
         observe(model, name, batches, watch, title="TuckA route: looking at data")
     finally:
         if pinned is not None:
             scope.pinned[name] = pinned
+        scope.refresh()
     gates = torch.cat(decisions) if decisions else torch.zeros(0, 1, 1)
     if group is not None and decisions:
         gates = gates[(gates[:, group] != 0).any(dim=-1)]
@@ -126,8 +128,8 @@ def _measured_gates(model: nn.Module, name: str, batches: Iterable[Any], group: 
 
 
 def _check_has_router(model: nn.Module, name: str) -> None:
-    if scope_of(model).router(name) is None:
-        raise RouteError(expected("adapter_name", "an adapter with a router", f"{name!r}, which was created pinned"))
+    if not scope_of(model).routers(name):
+        raise RouteError(expected("adapter_name", "an adapter with a router", f"{name!r}, which has none"))
 
 
 def unpin_route(model: nn.Module, *, adapter_name: str | None = None) -> None:
@@ -164,12 +166,13 @@ def _set_pinned(model: nn.Module, name: str, gates: Tensor | None) -> None:
     """Set or lift a pin in the scope and in the configuration, and freeze or free the router."""
     unmerge_first(model)  # the weights hold the update of the route before
     scope = scope_of(model)
-    keeps_router = gates is not None and scope.router(name) is not None
+    keeps_router = gates is not None and bool(scope.routers(name))
     change_config(model, name, pinned_gates=None if gates is None else gates.tolist(), keeps_router=keeps_router)
     if gates is None:
         scope.pinned.pop(name, None)
     else:
         scope.pinned[name] = gates
+    scope.refresh()
     for _, layer in layers_of(model):
         if name in layer.tucka_router:
             layer.frozen_peft_weight_names.pop(name, None)

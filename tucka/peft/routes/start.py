@@ -8,17 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.routing.ranks import broadcast_from_first, shard_like, sum_over_ranks
+from tucka.backends.torch.routing.ranks import sum_over_ranks
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import scope_of
+from tucka.backends.torch.routing.starting import MOST_FEATURES, features_of, like_batches, start_router
 from tucka.checks import check_count, check_finite
-from tucka.core.centroids import balanced_centroids, data_aware_centroids, features_like_batches, kaiming_centroids
-from tucka.core.routing import routing_feature
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import chosen_adapter
 from tucka.peft.files.sharded import whole_parameters
-from tucka.peft.routes.observation import RowSample, observe, unmasked
-from tucka.spec import Routing
+from tucka.peft.routes.observation import RowSample, observe
 
 # Enough to find a few principal axes. The limit bounds memory and time, above all with token routing.
 _FEATURES = 2048
@@ -62,17 +60,20 @@ def balance_router(model: nn.Module, load: Tensor | Sequence[int], *, adapter_na
     >>> y = model(torch.ones(5, 4))
     >>> balance_router(model, expert_load(model, reset=True))
     """
-    _, router = _routed(model, adapter_name)
-    if router.choice_bias is not None:
-        router.update_bias(sum_over_ranks(torch.as_tensor(load)))
+    _, routers = _routed(model, adapter_name)
+    total = sum_over_ranks(torch.as_tensor(load), scope_of(model).group)
+    for router in routers:
+        if router.choice_bias is not None:
+            router.update_bias(total)
 
 
-def _routed(model: nn.Module, adapter_name: str | None) -> tuple[str, Router]:
+def _routed(model: nn.Module, adapter_name: str | None) -> tuple[str, list[Router]]:
+    """Return an adapter's name and its routers, one for each part of the model."""
     name, scope = chosen_adapter(model, adapter_name), scope_of(model)
-    router = scope.router(name)
-    if router is None or name in scope.pinned:
-        raise RouteError(expected("adapter_name", "an adapter that is routed", f"the pinned {name!r}"))
-    return name, router
+    routers = list(scope.routers(name).values())
+    if not routers or name in scope.pinned:
+        raise RouteError(expected("adapter_name", "an adapter that is routed", f"the pinned or given {name!r}"))
+    return name, routers
 
 
 @torch.no_grad()
@@ -133,36 +134,51 @@ def initialize_router(
     >>> expert_load(model)  # both groups are used
     tensor([3, 5])
     """
-    name, router = _routed(model, adapter_name)
+    name, routers = _routed(model, adapter_name)
     check_count("max_batches", max_batches, where="initialize_router")
-    _check_scale(scale, router.spec.initialization)
-    features, means = (RowSample(_FEATURES, router.in_features, seed=router.seed) for _ in range(2))
-    sizes: list[int] = []
-    # For batch routing, features of samples are kept too: a few batches alone do not show how batches vary.
-    routing: Routing = "token" if router.spec.routing == "token" else "sample"
+    _check_scale(scale, routers[0].spec.initialization)
+    seen = {id(router): _Seen(router) for router in routers}
 
-    def watch(x: Tensor, mask: Tensor | None, _gates: Tensor) -> None:
-        mask = None if router.count_padding else mask
-        feature = routing_feature(x.float(), mask=mask, routing=routing)
-        rows = unmasked(feature, mask, ndim=1)
-        if router.spec.routing == "batch" and len(rows):
-            sizes.append(len(rows))
-            mean = rows.mean(dim=0, keepdim=True)
-            means.add(mean)
-            rows = rows - mean
-        features.add(rows)
+    def watch(router: Router, x: Tensor, mask: Tensor | None, _gates: Tensor) -> None:
+        seen[id(router)].add(features_of(router, x, mask))
 
     title = "TuckA router: looking at data"
     observe(model, name, batches, watch, title=title, limit=max_batches, progress=progress)
-    rows = features.gather()
-    if not len(rows):
+    group = scope_of(model).group
+    found = [data.features(group) for data in seen.values()]
+    if not any(len(rows) for rows in found):
         raise ConfigError(expected("batches", "at least one batch", "none", where="initialize_router"))
-    if router.spec.routing == "batch":
-        # A rank without batches computes something here, which the first rank's result replaces below.
-        rows = features_like_batches(means.gather(), rows, batch_size=sum(sizes) / max(1, len(sizes)) or 1.0)
-    with whole_parameters(model, router):
-        _start(router, rows, scale)
+    for router, rows in zip(routers, found, strict=True):
+        if len(rows):  # a part of the model that has not run keeps its start
+            with whole_parameters(model, router):
+                start_router(router, rows, scale=scale, group=group)
     scope_of(model).reset_load(name)
+
+
+class _Seen:
+    """What batches show of the features of one router."""
+
+    def __init__(self, router: Router) -> None:
+        self._by_batch = router.spec.routing == "batch"
+        self._features, self._means = (RowSample(MOST_FEATURES, router.in_features, seed=router.seed) for _ in range(2))
+        self._sizes: list[int] = []
+
+    def add(self, rows: Tensor) -> None:
+        """Take in the features (n, d) of one batch."""
+        if self._by_batch and len(rows):
+            self._sizes.append(len(rows))
+            mean = rows.mean(dim=0, keepdim=True)
+            self._means.add(mean)
+            rows = rows - mean
+        self._features.add(rows)
+
+    def features(self, group: Any) -> Tensor:
+        """Return features (n, d) of the data of all ranks."""
+        rows = self._features.gather(group)
+        if not self._by_batch or not len(rows):
+            return rows
+        # A rank that has seen no batch gets the first one's result in the end.
+        return like_batches(self._means.gather(group), rows, batch_size=sum(self._sizes) / max(1, len(self._sizes)))
 
 
 def _check_scale(scale: float | None, way: str) -> None:
@@ -173,25 +189,3 @@ def _check_scale(scale: float | None, way: str) -> None:
         raise ConfigError(expected("scale", rule, scale, where="initialize_router"))
     if check_finite("scale", scale, where="initialize_router") < 0:
         raise ConfigError(expected("scale", "a number that is not negative", scale, where="initialize_router"))
-
-
-def _start(router: Router, features: Tensor, scale: float | None) -> None:
-    """Set a router's centroids and centre from features of shape (n, d), alike on all ranks."""
-    spec, seed = router.spec, router.seed
-    sizes: dict[str, Any] = {"groups": spec.groups, "experts_per_group": spec.experts_per_group, "seed": seed}
-    center = features.mean(dim=0) if spec.has_center else torch.zeros(features.shape[1])
-    if spec.initialization == "balanced":
-        centroids, center = balanced_centroids(features, affinity=spec.affinity, **sizes)
-    elif spec.initialization == "dai":
-        if scale is None:
-            # The spread of the features themselves: with the authors' a = 10 the scores saturate.
-            scale = max(float(features.std(dim=0, correction=0).mean()), 1e-3)
-        # Relative to the centre, as the router compares features.
-        centroids = data_aware_centroids(features - center, scale=scale, **sizes)
-    else:
-        shape = (spec.groups, spec.experts_per_group, features.shape[1])
-        centroids = kaiming_centroids(shape, seed=seed, like=features)
-    device = router.center.device
-    centroids, center = centroids.to(device), center.to(device)
-    broadcast_from_first(centroids, center)
-    router.initialize(shard_like(centroids, router.centroids), center)

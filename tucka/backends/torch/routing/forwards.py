@@ -1,239 +1,236 @@
-"""Where a forward of a model begins and ends: hooks on the model, its encoder and its generation."""
+"""Which call of the model runs: one record for each, opened and closed by the call itself."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.routing.generation import HeldGeneration, encoder_of, is_causal, is_filled, key_value_cache
-from tucka.backends.torch.routing.runs import Generation, Replays, Run, ThreadState, is_transformed
+from tucka.backends.torch.routing.generation import Generation
+from tucka.backends.torch.routing.inputs import Inputs, caches_in, read_inputs
+from tucka.backends.torch.routing.parts import Part
+from tucka.backends.torch.routing.private import checkpoint_frame
+from tucka.backends.torch.routing.routes import Route
 
-__all__ = ["ForwardHooks"]
+__all__ = ["Call", "Forward", "Forwards", "Parent"]
 
 
-class ForwardHooks:
-    """Keeps track of the forward that is running in one model.
+class Forward:
+    """One call of the model or of a part of it: what it was given, and the routes of its layers."""
 
-    Attributes
-    ----------
-    last : dict
-        Adapter name to the gates of the latest forward, detached; None before the first one.
-    """
+    def __init__(
+        self,
+        part: Part,
+        module: nn.Module | None,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        parent: Forward | None,
+    ) -> None:
+        self.part = part
+        self.module = module
+        self.args = args
+        self.kwargs = kwargs
+        self.parent = parent
+        self.grad = torch.is_grad_enabled()
+        self.frame: Any = None  # the checkpointed region that this call runs in
+        self.generation: Generation | None = None  # whose own call this is
+        self.past = 0  # tokens in the cache that the call continues; -1 if there are some
+        self.earlier: dict[str, Tensor] = {}  # the gates of tokens that earlier calls have cached
+        self.encoder_unknown = False  # whether the outputs of an encoder were given whose route is not known
+        self.routes: dict[str, Route] = {}
+        self.known: dict[str, Route] = {}  # the routes that were known when the call began
+        self.encoded: dict[str, Route] = {}  # those that an encoder inside has made
+        self.made: set[str] = set()  # the adapters whose route was made in this very call
+        self.noted: set[str] = set()  # those whose latest route has been noted, here or in a call inside
+        self.told = False  # whether a call of the model's body inside has ended
+        self.several = False  # whether more than one has
+        self.of_samples: tuple[Any, ...] = ()  # the tensors that the parent of a layer was called with
+        self.again: Forward | None = None  # the copy that recomputations use
+        self._inputs: Inputs | None = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """What the call was given; after a call of the model's body inside, what that was given."""
+        if self._inputs is None:
+            self._inputs = Inputs() if self.module is None else read_inputs(self.module, self.args, self.kwargs)
+        return self._inputs
+
+    @inputs.setter
+    def inputs(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+
+    def given(self, name: str) -> Any:
+        """Return an argument of this call, or of one around it."""
+        value = read_inputs(self.module, self.args, self.kwargs) if self.module is not None else self.inputs
+        found = getattr(value, name)
+        return found if found is not None or self.parent is None else self.parent.given(name)
+
+    def generating(self) -> Generation | None:
+        """Return the generation that this call, or one around it, belongs to."""
+        return self.generation if self.generation is not None or self.parent is None else self.parent.generating()
+
+    def set_route(self, adapter: str, route: Route) -> None:
+        """Note a route that was made in this call, for its recomputation too."""
+        self.routes[adapter] = route
+        self.made.add(adapter)
+        if self.again is not None:
+            self.again.routes[adapter] = route.detached(leaf=True)
+
+    def replay(self) -> Forward:
+        """Return a copy for recomputations: it holds no graph, which would hold what holds the copy."""
+        if self.again is None:
+            self.again = copy = Forward(self.part, None, (), {}, None)
+            copy.inputs = replace(self.inputs, main=None, labels=None, cache=None)
+            copy.past, copy.encoder_unknown, copy.grad = self.past, self.encoder_unknown, self.grad
+            copy.generation = self.generation
+            for name in ("routes", "known"):
+                getattr(copy, name).update(
+                    {key: value.detached(leaf=True) for key, value in getattr(self, name).items()}
+                )
+        return self.again
+
+
+class _State(threading.local):
+    """What runs in one thread, so that threads may share a model."""
 
     def __init__(self) -> None:
-        self.last: dict[str, Tensor | None] = {}
-        self._root: nn.Module | None = None
-        self._handles: list[Any] = []
-        self._forget_runs()
+        self.open: list[Forward] = []
+        self.generations: list[Generation] = []
+        self.given: list[dict[str, Tensor]] = []
 
-    def _forget_runs(self) -> None:
-        self._state = ThreadState()
-        self._replays = Replays()
-        self._by_cache: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
+
+class Forwards:
+    """The calls of one model that run now, in each thread, and those that a backward may compute again."""
+
+    def __init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self.state = _State()
+        self._by_frame: weakref.WeakKeyDictionary[Any, dict[str, Forward]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the routes of running forwards behind: they hold graphs, which cannot be copied."""
-        return {name: value for name, value in vars(self).items() if name not in ("_state", "_replays", "_by_cache")}
+        """Leave running calls behind: they hold graphs, which cannot be copied."""
+        return {}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget_runs()
+    def __setstate__(self, _state: dict[str, Any]) -> None:
+        self._forget()
 
-    def token_routed(self) -> set[str]:
-        """Return the adapters whose tokens are routed one by one.
+    def innermost(self, part: str) -> Forward | None:
+        """Return the call that a layer of a part which runs now belongs to."""
+        found = next((forward for forward in reversed(self.state.open) if forward.part.name in (part, None)), None)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return found
+        frame, again = checkpoint_frame()
+        if frame is None:
+            return found
+        if found is not None and found.frame is frame:  # the whole call is inside of the checkpoint
+            return found
+        if again:
+            return self._by_frame.get(frame, {}).get(part)
+        if found is not None:
+            self._by_frame.setdefault(frame, {})[part] = found.replay()
+        return found
 
-        Returns
-        -------
-        set of str
-            Their names.
-        """
-        return set()
+    @contextlib.contextmanager
+    def opened(self, forward: Forward) -> Iterator[Forward]:
+        """Keep a record of a call while it runs, whatever ends it."""
+        stack = self.state.open
+        stack.append(forward)
+        try:
+            yield forward
+        finally:
+            del stack[stack.index(forward) :]
 
-    def attach(self, root: nn.Module) -> None:
-        """Put the hooks on a model; once, however often it is called.
 
-        Parameters
-        ----------
-        root : Module
-            The model whose forward is one routing decision.
-        """
-        if self._root is not None:
-            return
-        self._root = root
-        # Bound methods and not closures: a deep copy of the model then calls the copy of this scope.
-        self._handles = [
-            root.register_forward_pre_hook(self._before, with_kwargs=True),
-            root.register_forward_hook(self._after, with_kwargs=True, always_call=True),
-        ]
-        encoder = encoder_of(root)
-        if encoder is not None:
-            self._handles += [
-                encoder.register_forward_pre_hook(self._before_encoder, with_kwargs=True),
-                encoder.register_forward_hook(self._after_encoder, always_call=True),
-            ]
-        HeldGeneration.put_on(root, self)
+class Call:
+    """The ``forward`` of a module that begins a call: its class's own, with a record of it while it runs."""
 
-    def detach(self) -> None:
-        """Take everything off the model again that `attach` put there."""
-        for handle in self._handles:
+    def __init__(self, scope: Any, module: nn.Module, part: Part) -> None:
+        self.scope = scope
+        self.module = module
+        self.part = part
+        # Another library's, put there before.
+        self.inner = vars(module).get("forward")
+
+    @property
+    def __wrapped__(self) -> Any:
+        """What is called, for `inspect.signature`."""
+        return type(self.module).forward.__get__(self.module) if self.inner is None else self.inner
+
+    @property
+    def __code__(self) -> Any:
+        """The code of what is called, for `torch.export`."""
+        return self.__wrapped__.__code__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward, with the arguments of that."""
+        forwards: Forwards = self.scope.forwards
+        parent = forwards.state.open[-1] if forwards.state.open else None
+        forward = Forward(self.part, self.module, args, kwargs, parent)
+        if forward.grad and not torch.compiler.is_compiling():
+            forward.frame = checkpoint_frame()[0]
+        self.scope.begin(forward)
+        stack = forwards.state.open
+        stack.append(forward)
+        try:
+            output = self.__wrapped__(*args, **kwargs)
+            self.scope.end(forward, output, next(caches_in(_parts_of(output)), None))
+        finally:  # whatever ends the call
+            del stack[stack.index(forward) :]
+        return output
+
+    @classmethod
+    def put_on(cls, module: nn.Module, scope: Any, part: Part) -> None:
+        """Let calls of a module be recorded."""
+        vars(module)["forward"] = cls(scope, module, part)
+
+    @classmethod
+    def take_off(cls, module: nn.Module, scope: Any) -> None:
+        """Put back what was there before."""
+        call = vars(module).get("forward")
+        if isinstance(call, cls) and call.scope is scope:
+            del vars(module)["forward"]
+            if call.inner is not None:
+                vars(module)["forward"] = call.inner
+
+
+def _parts_of(output: Any) -> Any:
+    return output if isinstance(output, (dict, tuple, list)) else ()
+
+
+class Parent:
+    """Notes what the parent of a layer was called with, where the layer gets tokens and tables of positions."""
+
+    @staticmethod
+    def put_on(module: nn.Module, scope: Any) -> None:
+        """Note the tensors of each call of a module."""
+        notes = vars(module).setdefault("_tucka_notes", {})
+        if scope.key not in notes:
+            notes[scope.key] = module.register_forward_pre_hook(_Note(scope), with_kwargs=True)
+
+    @staticmethod
+    def take_off(module: nn.Module, scope: Any) -> None:
+        """Stop noting."""
+        handle = vars(module).get("_tucka_notes", {}).pop(scope.key, None)
+        if handle is not None:
             handle.remove()
-        if self._root is not None:
-            HeldGeneration.take_off(self._root)
-        self._handles, self._root = [], None
-        self._forget_runs()
-
-    def known_runs(self) -> list[Run]:
-        """List the runs of this thread and of all caches that hold a route.
-
-        Returns
-        -------
-        list of Run
-            Running, held, or kept for later.
-        """
-        state = self._state
-        held = state.generation.held if state.generation is not None else None
-        runs = (state.current, state.manual, state.latest, held, *self._by_cache.values())
-        return [run for run in runs if run is not None]
-
-    def running(self) -> Run | None:
-        """Return the forward that a layer which is called now belongs to.
-
-        Returns
-        -------
-        Run or None
-            A block of `manual_run`, the running forward, or the one whose backward computes layers again.
-        """
-        return self._state.manual or self._state.current or self._replays.run()
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = _named_arguments(module, args, kwargs)
-        mask, decoder_mask = named.get("attention_mask"), named.get("decoder_attention_mask")
-        labels = named.get("labels") if is_causal(module) else None
-        manual = self._state.manual
-        if manual is not None:
-            manual.mask = mask if manual.mask is None else manual.mask
-            manual.decoder_mask, manual.labels = decoder_mask, labels
-            return
-        self._begin(mask, decoder_mask, labels, key_value_cache(named))
-
-    def _begin(self, mask: Any, decoder_mask: Any = None, labels: Any = None, cache: Any = None) -> None:
-        """Start a forward: the next adapted layer that runs makes the route, unless one is held for this forward."""
-        state, continues = self._state, is_filled(cache)
-        held = None
-        if state.generation is not None:
-            held = state.generation.held
-            # A mask that generation has already widened to four axes tells no padding any more.
-            mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else state.generation.mask
-        if held is None and continues and not torch.compiler.is_compiling():
-            with contextlib.suppress(TypeError):  # tuples, the old kind of cache, take no weak references
-                held = self._by_cache.get(cache)
-        run = Run(
-            mask=mask,
-            decoder_mask=decoder_mask,
-            labels=labels,
-            continues=continues,
-            grad=torch.is_grad_enabled(),
-        )
-        if held is not None:
-            run.adopt(held, list(held.routes))
-        state.current, state.latest = run, None
-
-    def _after(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if self._state.manual is None:
-            # Without an output the forward has failed.
-            self._end(output, key_value_cache(kwargs, output))
-
-    def _end(self, output: Any, cache: Any = None) -> None:
-        """End a forward: keep what its backward, its cache or its generation will need."""
-        state = self._state
-        run, state.current = state.current, None
-        if run is None or output is None:
-            return
-        self._remember(run)
-        if torch.compiler.is_compiling():
-            return
-        if state.generation is not None and state.generation.held is None and run.routes:
-            state.generation.held = run.kept(self.token_routed(), pool=False, detach=False)
-        if cache is not None and is_filled(cache):
-            with contextlib.suppress(TypeError):
-                self._by_cache[cache] = run.kept(self.token_routed(), pool=False, detach=True)
-        if run.grad:
-            state.latest = run
-            self._replays.watch(run, output)
-
-    def _remember(self, run: Run) -> None:
-        self.last.update({name: gates.detach() for name, gates in run.routes.items() if not is_transformed(gates)})
-
-    def _before_encoder(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        """Generation calls an encoder outside of the model's forward."""
-        if self._state.generation is not None and self._state.current is None and self._state.manual is None:
-            self._begin(kwargs.get("attention_mask"))
-
-    def _after_encoder(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        generation, run = self._state.generation, self._state.current
-        if generation is None or run is None or self._state.manual is not None or generation.held is not None:
-            return
-        if output is not None and run.routes:
-            generation.held = run.kept(self.token_routed(), pool=True, detach=False)
-        self._end(output)
-
-    @contextlib.contextmanager
-    def hold(self, mask: Any = None) -> Iterator[None]:
-        """Hold the first route (of batch and sample routing) for all forwards inside: one generation.
-
-        Parameters
-        ----------
-        mask : Tensor, shape (B, S), optional
-            The prompt's attention mask, for forwards that get it in another form.
-
-        Yields
-        ------
-        None
-            Nothing.
-        """
-        if self._state.generation is not None:
-            yield
-            return
-        self._state.generation = Generation(mask)
-        try:
-            yield
-        finally:
-            self._state.generation = self._state.current = None
-
-    @contextlib.contextmanager
-    def manual_run(self, mask: Tensor | None = None) -> Iterator[None]:
-        """Take everything that runs inside as one forward.
-
-        Parameters
-        ----------
-        mask : Tensor, shape (B, S), optional
-            Padding does not count in the routing feature.
-
-        Yields
-        ------
-        None
-            Nothing.
-        """
-        state, outer = self._state, self._state.manual
-        state.manual = run = Run(mask=mask, grad=torch.is_grad_enabled())
-        try:
-            yield
-        finally:
-            state.manual, state.current = outer, None
-            self._remember(run)
-            if run.grad:
-                state.latest = run
-                self._replays.watch(run, None)
 
 
-def _named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    if len(args) <= 1:  # the usual call, which needs no look at the signature
-        return kwargs
-    names = list(inspect.signature(module.forward).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+class _Note:
+    """A hook that tells the running call which tensors belong to its samples."""
+
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = self.scope.forwards.innermost(self.scope.part_around(_module))
+        if forward is not None:
+            named = (*args[:1], kwargs.get("hidden_states"), kwargs.get("query_states"))
+            forward.of_samples = tuple(value for value in named if isinstance(value, Tensor))

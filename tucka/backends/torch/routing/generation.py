@@ -1,214 +1,130 @@
-"""What the routing scope has to know of language models: caches, encoders, and where a generation begins and ends."""
+"""Where a generation begins and ends, which of the calls inside are its own, and the route that it holds."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from tucka.backends.torch.routing.forwards import ForwardHooks
+    from tucka.backends.torch.routing.routes import Route
 
-__all__ = ["HeldGeneration", "decoder_path", "encoder_of", "is_causal", "is_filled", "key_value_cache"]
-
-_CACHE_NAMES = ("past_key_values", "cache_params")
+__all__ = ["Generating", "Generation", "Preparing"]
 
 
-def key_value_cache(arguments: dict[str, Any], output: Any = None) -> Any:
-    """Find the cache that a forward fills.
+class Generation:
+    """One call of ``generate``: the prompt that it was given, and the routes of that prompt."""
 
-    Parameters
-    ----------
-    arguments : dict
-        Its named arguments.
-    output : object, optional
-        What it returned; a tuple is searched for a cache.
+    def __init__(self, prompt_tokens: int | None, mask: Any) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.mask = mask
+        self.held: dict[str, Route] = {}
+        self.encoded: dict[str, Route] = {}
+        self.encoder_output: Tensor | None = None
+        self.prepared: list[Tensor] = []
 
-    Returns
-    -------
-    object
-        The cache, or None.
+    def owns(self, kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether a call of the model is this generation's own: its inputs were prepared just before."""
+        if torch.compiler.is_compiling():
+            return bool(self.prepared)
+        return any(value is known for value in kwargs.values() for known in self.prepared)
 
-    Examples
-    --------
-    >>> key_value_cache({"past_key_values": "cache"})
-    'cache'
-    """
-    for name in _CACHE_NAMES:
-        found = getattr(output, name, None)
-        found = arguments.get(name) if found is None else found
-        if found is not None:
-            return found
-    if isinstance(output, tuple):
-        return next((part for part in output if hasattr(part, "get_seq_length")), None)
-    return None
+    def mask_for(self, rows: Tensor, made: Any) -> Any:
+        """Return the mask (B, S) that was given, for an input (B, S, d) of the first call; else what was made."""
+        mask = self.mask
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or rows.shape[0] % mask.shape[0] or rows.ndim < 3:
+            return made
+        mask = mask.repeat_interleave(rows.shape[0] // mask.shape[0], dim=0)
+        return nn.functional.pad(mask, (0, max(0, rows.shape[1] - mask.shape[1])), value=1)
 
-
-def is_filled(cache: Any) -> bool:
-    """Tell whether a cache holds tokens already.
-
-    Parameters
-    ----------
-    cache : object
-        The cache, or None.
-
-    Returns
-    -------
-    bool
-        False for None and for a cache that counts no tokens.
-
-    Examples
-    --------
-    >>> is_filled(None)
-    False
-    """
-    if cache is None:
-        return False
-    length = getattr(cache, "get_seq_length", None)
-    # A compiler cannot branch on a count that may be a tensor.
-    return length is None or torch.compiler.is_compiling() or int(length()) > 0
+    def expanded(self, hidden: Tensor) -> dict[str, Route] | None:
+        """Return the routes of an encoder's output that generation has repeated for its beams; None for others."""
+        known = self.encoder_output
+        if known is None or hidden.shape[1:] != known.shape[1:] or hidden.shape[0] % known.shape[0]:
+            return None
+        times = hidden.shape[0] // known.shape[0]
+        if not torch.equal(
+            hidden.unflatten(0, (known.shape[0], times)), known[:, None].expand(-1, times, *known.shape[1:])
+        ):
+            return None
+        return {name: route.repeated(times) for name, route in self.encoded.items()}
 
 
-def _is_encoder_decoder(model: nn.Module) -> bool:
-    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+class _Replaced:
+    """A method of one model that is called by tucka first, and can be copied and pickled with the model."""
 
+    name: str
 
-def encoder_of(model: nn.Module) -> nn.Module | None:
-    """Return the encoder of an encoder-decoder, which generation calls by itself.
-
-    Parameters
-    ----------
-    model : Module
-        Any model.
-
-    Returns
-    -------
-    Module or None
-        None for all other models.
-
-    Examples
-    --------
-    >>> encoder_of(nn.Linear(2, 2)) is None
-    True
-    """
-    get_encoder: Any = getattr(model, "get_encoder", None)
-    encoder = get_encoder() if _is_encoder_decoder(model) and callable(get_encoder) else None
-    return encoder if isinstance(encoder, nn.Module) and encoder is not model else None
-
-
-def decoder_path(model: nn.Module) -> str | None:
-    """Return the name of the decoder of an encoder-decoder inside of it.
-
-    Parameters
-    ----------
-    model : Module
-        Any model.
-
-    Returns
-    -------
-    str or None
-        None for all other models.
-
-    Examples
-    --------
-    >>> decoder_path(nn.Linear(2, 2)) is None
-    True
-    """
-    get_decoder: Any = getattr(model, "get_decoder", None)
-    decoder = get_decoder() if _is_encoder_decoder(model) and callable(get_decoder) else None
-    return next((name for name, module in model.named_modules() if name and module is decoder), None)
-
-
-def is_causal(model: nn.Module) -> bool:
-    """Tell whether a model's labels continue its own input.
-
-    Parameters
-    ----------
-    model : Module
-        Any model.
-
-    Returns
-    -------
-    bool
-        False for encoder-decoders and for transformers without a generating head, whose labels are classes. True for
-        a model of another kind: the shape of its labels decides.
-
-    Examples
-    --------
-    >>> is_causal(nn.Linear(2, 2))
-    True
-    """
-    if _is_encoder_decoder(model):
-        return False
-    can_generate: Any = getattr(model, "can_generate", None)
-    return bool(can_generate()) if callable(can_generate) else True
-
-
-class HeldGeneration:
-    """The ``generate`` of an adapted model: its class's own, with one route from the prompt to the end.
-
-    An object and not a function, since it lies on the model and is copied and pickled with it.
-
-    Parameters
-    ----------
-    scope : ForwardHooks
-        Holds the route.
-    model : Module
-        Whose generation it is.
-
-    Examples
-    --------
-    >>> from tucka.backends.torch.routing.forwards import ForwardHooks
-    >>> class Model(nn.Module):
-    ...     def generate(self, text):
-    ...         return text + "!"
-    >>> model = Model()
-    >>> HeldGeneration(ForwardHooks(), model)("hello")
-    'hello!'
-    """
-
-    def __init__(self, scope: ForwardHooks, model: nn.Module) -> None:
+    def __init__(self, scope: Any, model: nn.Module) -> None:
         self.scope = scope
         self.model = model
-        # Somebody else's, put there before.
-        self.inner = vars(model).get("generate")
+        # Another library's, put there before.
+        self.inner = vars(model).get(self.name)
 
     @property
     def __wrapped__(self) -> Any:
-        """For `inspect.signature`: what is called."""
-        return type(self.model).generate.__get__(self.model) if self.inner is None else self.inner  # type: ignore[attr-defined]
+        """What is called, for `inspect.signature`."""
+        return getattr(type(self.model), self.name).__get__(self.model) if self.inner is None else self.inner
+
+    @classmethod
+    def put_on(cls, model: nn.Module, scope: Any) -> None:
+        """Replace the method of one model, if it has it."""
+        if callable(getattr(model, cls.name, None)):
+            vars(model)[cls.name] = cls(scope, model)
+
+    @classmethod
+    def take_off(cls, model: nn.Module, scope: Any) -> None:
+        """Put back what was there before."""
+        found = vars(model).get(cls.name)
+        if isinstance(found, cls) and found.scope is scope:
+            del vars(model)[cls.name]
+            if found.inner is not None:
+                vars(model)[cls.name] = found.inner
+
+
+class Generating(_Replaced):
+    """The ``generate`` of an adapted model, with one route from the prompt to the end."""
+
+    name = "generate"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate, with the arguments of the model's own method."""
-        with self.scope.hold(kwargs.get("attention_mask")):
+        prompt = next(
+            (kwargs[name] for name in ("inputs_embeds", "input_ids", "inputs") if kwargs.get(name) is not None), None
+        )
+        prompt = args[0] if prompt is None and args and isinstance(args[0], Tensor) else prompt
+        tokens = prompt.shape[1] if isinstance(prompt, Tensor) and prompt.ndim > 1 else None
+        with self.generating(Generation(tokens, kwargs.get("attention_mask"))):
             return self.__wrapped__(*args, **kwargs)
 
-    @classmethod
-    def put_on(cls, model: nn.Module, scope: ForwardHooks) -> None:
-        """Replace the ``generate`` of one model, if it has one.
+    @contextlib.contextmanager
+    def generating(self, generation: Generation) -> Iterator[None]:
+        """Keep the record of a generation while it runs, whatever ends it."""
+        stack = self.scope.forwards.state.generations
+        stack.append(generation)
+        try:
+            yield
+            # Calls of others inside may have run after the last of its own.
+            for name, route in generation.held.items():
+                self.scope.note(name, "", route.gates)
+        finally:
+            del stack[stack.index(generation) :]
 
-        Parameters
-        ----------
-        model : Module
-            The model.
-        scope : ForwardHooks
-            Its scope.
-        """
-        if callable(getattr(model, "generate", None)):
-            vars(model)["generate"] = cls(scope, model)
 
-    @classmethod
-    def take_off(cls, model: nn.Module) -> None:
-        """Put back what was there before.
+class Preparing(_Replaced):
+    """The ``prepare_inputs_for_generation`` of an adapted model: what it returns is what the next own call gets."""
 
-        Parameters
-        ----------
-        model : Module
-            The model.
-        """
-        held = vars(model).get("generate")
-        if isinstance(held, cls):
-            del vars(model)["generate"]
-            if held.inner is not None:
-                vars(model)["generate"] = held.inner
+    name = "prepare_inputs_for_generation"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Prepare inputs, and remember them as those of the generation that runs."""
+        prepared = self.__wrapped__(*args, **kwargs)
+        generations = self.scope.forwards.state.generations
+        if generations and isinstance(prepared, dict):
+            names = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
+            found = [prepared[name] for name in names if isinstance(prepared.get(name), Tensor)]
+            generations[-1].prepared = found
+        return prepared

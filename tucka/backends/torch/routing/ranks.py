@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tucka.backends.torch.routing.private import data_parallel_group
 from tucka.backends.torch.routing.router import Router
 from tucka.core.routing import routing_feature
 
@@ -15,173 +16,81 @@ __all__ = [
     "broadcast_from_first",
     "gates_over_ranks",
     "gather_rows",
+    "has_ranks",
+    "ranks_of",
     "shard_like",
     "sum_over_ranks",
-    "takes_common_decision",
 ]
 
 
-def _has_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def ranks_of(group: Any) -> Any:
+    """Return the group of ranks that route together: the one given, else that of the running DDP, else all (None)."""
+    return data_parallel_group() if group is None else group
 
 
-def takes_common_decision(router: Router) -> bool:
-    """Tell whether a route made now is to be made together with the other ranks.
-
-    Parameters
-    ----------
-    router : Router
-        Which makes it.
-
-    Returns
-    -------
-    bool
-        True for batch routing with gradients, in a group of several ranks. One rank may evaluate or generate alone:
-        it must not wait for the others.
-
-    Examples
-    --------
-    >>> from tucka.spec import TuckerSpec
-    >>> takes_common_decision(Router(TuckerSpec(), 4))
-    False
-    """
-    return router.spec.routing == "batch" and torch.is_grad_enabled() and _has_ranks()
+def has_ranks(group: Any = None) -> bool:
+    """Tell whether a group has other ranks."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over all ranks; each rank's part gets the sum of all ranks' gradients."""
+    """The sum over the ranks of a group; each rank's part gets the sum of all ranks' gradients."""
 
     @staticmethod
-    def forward(_ctx: Any, vector: Tensor) -> Tensor:
+    def forward(ctx: Any, vector: Tensor, group: Any) -> Tensor:
+        ctx.group = group
         total = vector.clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
-    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
 
 
-def gates_over_ranks(router: Router, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Route the batches of all ranks as one batch: d + 1 numbers are exchanged.
-
-    Parameters
-    ----------
-    router : Router
-        The router, for batch routing.
-    hidden : Tensor, shape (B, ..., d)
-        This rank's inputs; ranks may have different numbers of samples.
-    mask : Tensor, shape (B, ...), or None
-        Which tokens count.
-
-    Returns
-    -------
-    Tensor, shape (k, t)
-        The same gates on all ranks. Differentiable, also into the other ranks' inputs.
-    """
+def gates_over_ranks(router: Router, hidden: Tensor, mask: Tensor | None, group: Any = None) -> Tensor:
+    """Route the batches (B, ..., d) of all ranks as one batch, to gates (k, t): d + 1 numbers are exchanged."""
     mask = None if router.count_padding else mask
     with torch.autocast(hidden.device.type, enabled=False):
         wide = hidden.float() if hidden.dtype in (torch.float16, torch.bfloat16) else hidden
-        mask = None if router.count_padding else mask
         samples = routing_feature(wide, mask=mask, routing="sample")
         present = samples.new_tensor(len(samples)) if mask is None else (mask != 0).flatten(1).any(dim=1).sum()
-        total = _SumOverRanks.apply(torch.cat([samples.sum(dim=0), present.to(samples.dtype)[None]]))
+        total = _SumOverRanks.apply(torch.cat([samples.sum(dim=0), present.to(samples.dtype)[None]]), group)
         feature = total[:-1] / total[-1].clamp(min=1)
     # By a call of the router, as if this were one sample: hooks that gather its parameters (DeepSpeed's) then see it.
     gates: Tensor = router(feature[None])
     return gates
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Collect the rows of all ranks, in their order; a rank may have none.
-
-    Parameters
-    ----------
-    rows : Tensor, shape (n, d)
-        This rank's.
-
-    Returns
-    -------
-    Tensor, shape (N, d)
-        All ranks'; `rows` itself without other ranks.
-
-    Examples
-    --------
-    >>> gather_rows(torch.ones(2, 3)).shape
-    torch.Size([2, 3])
-    """
-    if not _has_ranks():
+def gather_rows(rows: Tensor, group: Any = None) -> Tensor:
+    """Collect the rows (n, d) of all ranks, in the order of the ranks; a rank may have none."""
+    if not has_ranks(group):
         return rows
-    parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return torch.cat([part for part in parts if len(part)] or [rows])
+    parts: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(parts, rows.cpu(), group=group)
+    return torch.cat([part for part in parts if len(part)] or [rows.cpu()]).to(rows.device)
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Add up what the ranks counted.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        This rank's; the same shape on all ranks.
-
-    Returns
-    -------
-    Tensor
-        The sum; `tensor` itself without other ranks.
-
-    Examples
-    --------
-    >>> sum_over_ranks(torch.tensor([1, 2]))
-    tensor([1, 2])
-    """
-    if not _has_ranks():
+def sum_over_ranks(tensor: Tensor, group: Any = None) -> Tensor:
+    """Add up what the ranks counted."""
+    if not has_ranks(group):
         return tensor
     total = tensor.clone()
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=group)
     return total
 
 
-def broadcast_from_first(*tensors: Tensor) -> None:
-    """Overwrite tensors by those of the first rank: what ranks computed alike may differ in its last bits.
-
-    Parameters
-    ----------
-    *tensors : Tensor
-        Changed in place; nothing happens without other ranks.
-
-    Examples
-    --------
-    >>> broadcast_from_first(torch.ones(2))
-    """
-    if _has_ranks():
+def broadcast_from_first(*tensors: Tensor, group: Any = None) -> None:
+    """Overwrite tensors by those of the first rank: what ranks computed alike may differ in its last bits."""
+    if has_ranks(group):
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=dist.get_global_rank(group, 0) if group is not None else 0, group=group)
 
 
 def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Lay a whole tensor out as a parameter is, which FSDP may have cut into shards.
-
-    Parameters
-    ----------
-    value : Tensor
-        The whole, alike on all ranks.
-    parameter : Tensor
-        What it is to be copied into.
-
-    Returns
-    -------
-    Tensor
-        `value` itself where the parameter is whole.
-
-    Examples
-    --------
-    >>> value = torch.ones(2)
-    >>> shard_like(value, torch.zeros(2)) is value
-    True
-    """
+    """Lay a whole tensor, alike on all ranks, out as a parameter is, which FSDP may have cut into shards."""
     if not dist.is_available():
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor

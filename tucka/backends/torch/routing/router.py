@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ class Router(nn.Module):
         )
         self.register_buffer("center", torch.zeros(self.in_features))
         self.register_buffer("is_initialized", torch.tensor(False))
+        self._has_started: bool | None = None  # what the buffer says, read once
         self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
 
     def extra_repr(self) -> str:
@@ -208,6 +210,21 @@ class Router(nn.Module):
             logits = self.logits(feature) if feature.dtype not in _HALF else self._logits_of_tokens(feature)
             return self.gates(logits)
 
+    def of_documents(self, hidden: Tensor, mask: Tensor | None, documents: Tensor) -> Tensor:
+        """Route each document of packed rows (B, S, d), numbered from 0 in each row, to gates (B, S, k, t)."""
+        rows, tokens = documents.shape
+        places = (documents + tokens * torch.arange(rows, device=documents.device)[:, None]).flatten()
+        with without_autocast(hidden.device.type):
+            wide = self._wide(hidden).flatten(0, 1)
+            weights = torch.ones(len(wide), device=wide.device) if mask is None else (mask != 0).flatten()
+            weights = weights.to(wide.dtype)
+            kept = torch.where(weights[:, None] != 0, wide, torch.zeros_like(wide[:1]))
+            sums = torch.zeros_like(wide).index_add(0, places, kept)
+            counts = torch.zeros_like(weights).index_add(0, places, weights)
+            feature = sums / counts.clamp(min=1)[:, None]
+            gates = self.gates(self.logits(feature))[places]
+        return gates.reshape(rows, tokens, *gates.shape[-2:])
+
     def _logits_of_tokens(self, hidden: Tensor) -> Tensor:
         """Compare tokens in half precision: in float32, but a piece at a time, and computed again for the backward."""
         if torch.compiler.is_compiling():  # a compiler widens number by number and keeps no copy
@@ -267,6 +284,7 @@ class Router(nn.Module):
         self.centroids.copy_(centroids)
         self.center.copy_(torch.zeros_like(self.center) if center is None else center)
         self.is_initialized.fill_(True)
+        self._has_started = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Convert as torch does, but leave the bias wide: in half precision it would soon be too coarse to be moved."""
@@ -276,6 +294,17 @@ class Router(nn.Module):
         if before is not None and after is not None and after.dtype in _HALF:
             self.choice_bias = self._wide(after if before.is_meta or after.is_meta else before.to(after.device))
         return self
+
+    @property
+    def waits(self) -> bool:
+        """Whether no data has started this router."""
+        if self._has_started is None and not self.is_initialized.is_meta:
+            self._has_started = bool(self.is_initialized)
+        return self._has_started is False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._has_started = None
 
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:

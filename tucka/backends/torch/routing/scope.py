@@ -1,316 +1,413 @@
-"""The routing scope: what all adapted layers of one model share while it runs.
-
-A route is made once in a forward of the model, by the first adapted layer that runs, and used by all others. Two hooks
-on the model mark where a forward begins and ends. Everything here belongs to one model: there is no global state.
-"""
+"""The routing scope: what all adapted layers of one model share while it runs."""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
+import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.routing.alignment import count_groups
-from tucka.backends.torch.routing.forwards import ForwardHooks
-from tucka.backends.torch.routing.generation import is_causal
-from tucka.backends.torch.routing.ranks import gates_over_ranks, takes_common_decision
+from tucka.backends.torch.routing.caches import attach_routes, cached_length, routes_of
+from tucka.backends.torch.routing.forwards import Call, Forward, Forwards, Parent
+from tucka.backends.torch.routing.generation import Generating, Preparing
+from tucka.backends.torch.routing.inputs import Inputs
+from tucka.backends.torch.routing.layouts import Layout, View, view_of
+from tucka.backends.torch.routing.making import Maker
+from tucka.backends.torch.routing.parts import Anatomy, Part
+from tucka.backends.torch.routing.private import is_transformed
 from tucka.backends.torch.routing.router import Router
-from tucka.backends.torch.routing.runs import Run, is_transformed, outside_checkpoints
-from tucka.errors import RouteError, expected
+from tucka.backends.torch.routing.routes import Fit, Route, even_mixture, fitted
+from tucka.errors import ConfigError, RouteError, expected
 
 __all__ = ["RouteOptions", "RoutingScope", "routing_scope", "scope_of"]
+
+_WHOLE = Part(None)
 
 
 @dataclass(frozen=True)
 class RouteOptions:
-    """How an adapter is routed, beyond what its `TuckerSpec` says.
-
-    Parameters
-    ----------
-    prompt_only : bool
-        Whether a causal language model is routed on the tokens before the first label only.
-    owner_only : bool
-        Whether only the layer that owns the router makes the route, instead of the first one that runs.
-    synchronized : bool
-        Whether data-parallel ranks take one decision in training with batch routing.
-
-    Examples
-    --------
-    >>> RouteOptions().synchronized
-    True
-    """
+    """How an adapter is routed, beyond what its `TuckerSpec` says."""
 
     prompt_only: bool = False
     owner_only: bool = False
     synchronized: bool = True
+    samples_first: bool | None = None
 
 
-class RoutingScope(ForwardHooks):
+class RoutingScope:
     """The routes of one model's current forward, and the routers that make them.
 
-    Attributes
-    ----------
-    owners : dict
-        Adapter name to the layer that holds its router.
-    options : dict
-        Adapter name to its `RouteOptions`, where they are not the default.
-    pinned : dict
-        Adapter name to fixed gates; such an adapter is not routed.
-    load : dict
-        Adapter name to the number of routings that each group got.
-    last : dict
-        Adapter name to the gates of the latest forward, detached; None before the first one.
-    observers : dict
-        Adapter name to a function that is called with input, token mask and gates of each new route.
-
-    Examples
-    --------
-    >>> RoutingScope().owners
-    {}
+    All adapted layers of a model share one scope. Nothing in it is global: two models share no state, and two threads
+    of one model share none either. Copying or pickling a model leaves running forwards behind.
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.owners: dict[str, Any] = {}
+        self.key = secrets.token_hex(8)  # by which a cache knows whose routes it carries
+        self.forwards = Forwards()
+        self.maker = Maker(self)
+        # By adapter and part of the model: the layer that holds the router, the counts, the latest gates.
+        self.owners: dict[str, dict[str, Any]] = {}
         self.options: dict[str, RouteOptions] = {}
         self.pinned: dict[str, Tensor] = {}
-        self.load: dict[str, Tensor] = {}
-        self.observers: dict[str, Callable[[Tensor, Tensor | None, Tensor], None]] = {}
-        self._warned: set[str] = set()
+        self.load: dict[str, dict[str, Tensor]] = {}
+        self.last: dict[str, dict[str, Tensor | None]] = {}
+        # What is called with each route that is made: router, input (B, ..., d), mask and gates.
+        self.observers: dict[str, Callable[[Router, Tensor, Tensor | None, Tensor], None]] = {}
+        self.group: Any = None  # the ranks that route together; None for those of the running DDP, or all
+        self._root: nn.Module | None = None
+        self._sees_again = False  # whether any layer sees cached tokens again
+        self._called: list[nn.Module] = []
+        self._handles: list[Any] = []
+
+    # Adapters
 
     def own(self, adapter: str, layer: Any) -> None:
-        """Make a layer the owner of an adapter's router, and start the adapter's counts.
-
-        Parameters
-        ----------
-        adapter : str
-            Its name.
-        layer : Module
-            The layer that holds its router.
-        """
-        self.owners[adapter] = layer
-        # From the start, so that a compiled forward finds them when it is traced, and is not traced again.
-        self.last[adapter] = None
+        """Make a layer the owner of an adapter's router for its part of the model, and start the adapter's counts."""
+        self.owners.setdefault(adapter, {})[layer.tucka_part] = layer
+        # From the start, so that a compiled forward finds the entry when it is traced, and is not traced again.
+        self.last.setdefault(adapter, {})[layer.tucka_part] = None
         self.reset_load(adapter)
 
     def reset_load(self, adapter: str) -> None:
-        """Count an adapter's routings from zero again.
-
-        Parameters
-        ----------
-        adapter : str
-            Name of one that has a router.
-        """
-        router = self.owners[adapter].tucka_router[adapter]
-        device = router.centroids.device
-        device = torch.device("cpu") if device.type == "meta" else device
-        with torch.inference_mode(False):  # else counting would fail in training, which may come later
-            self.load[adapter] = torch.zeros(router.spec.groups, dtype=torch.int64, device=device)
+        """Count an adapter's routings from zero again."""
+        self.load[adapter] = {}
+        for part, router in self.routers(adapter).items():
+            device = router.centroids.device
+            device = torch.device("cpu") if device.type == "meta" else device
+            with torch.inference_mode(False):  # else counting would fail in training, which may come later
+                self.load[adapter][part] = torch.zeros(router.spec.groups, dtype=torch.int64, device=device)
 
     def forget(self, adapter: str) -> None:
-        """Drop all that is kept for an adapter; with the last one, leave the model.
-
-        Parameters
-        ----------
-        adapter : str
-            Its name.
-        """
+        """Drop all that is kept for an adapter; with the last one, leave the model."""
         entries: dict[str, Any]
         for entries in (self.owners, self.options, self.pinned, self.load, self.last, self.observers):
             entries.pop(adapter, None)
-        self._warned.discard(adapter)
-        for run in self.known_runs():
-            run.forget(adapter)
-        if not self.owners and not self.pinned:
+        for forward in self.forwards.state.open:
+            for routes in (forward.routes, forward.known, forward.encoded):
+                routes.pop(adapter, None)
+        if not self.options:
             self.detach()
 
-    def router(self, adapter: str) -> Router | None:
-        """Return an adapter's router.
+    def routers(self, adapter: str) -> dict[str, Router]:
+        """Return an adapter's routers by the parts of the model that they route."""
+        owners = self.owners.get(adapter, {})
+        return {part: cast(Router, layer.tucka_router[adapter]) for part, layer in owners.items()}
 
-        Parameters
-        ----------
-        adapter : str
-            Its name.
+    def router(self, adapter: str, part: str | None = None) -> Router | None:
+        """Return an adapter's router: that of one part, or the first."""
+        routers = self.routers(adapter)
+        return next(iter(routers.values()), None) if part is None else routers.get(part)
 
-        Returns
-        -------
-        Router or None
-            None if the adapter was created pinned.
-        """
-        owner = self.owners.get(adapter)
-        return None if owner is None else owner.tucka_router[adapter]
+    # The model
 
-    # What layers ask for
+    def attach(self, root: nn.Module) -> None:
+        """Let the calls of a model be recorded, as its adapted layers now need it."""
+        self.detach()
+        self._root = root
+        if all(adapter in self.pinned for adapter in self.options):
+            return  # no call has a route of its own
+        self._called.append(root)
+        self._handles = [root.register_forward_pre_hook(self._refuse_replicas)]
+        layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
+        self._sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
+        for module, part in list(Anatomy(root).calls({layer.tucka_part for layer in layers.values()})):
+            Call.put_on(module, self, part)
+            Generating.put_on(module, self)
+            Preparing.put_on(module, self)
+            self._called.append(module)
+        for path, layer in layers.items():
+            if layer.tucka_layout is Layout.AS_THE_PARENT_SAYS:
+                parent = root.get_submodule(path.rpartition(".")[0])
+                Parent.put_on(parent, self)
+                self._called.append(parent)
 
-    def gates(self, adapter: str, layer: Any, x: Tensor) -> Tensor:
-        """Return the gates of one adapter for one layer's input, making the route if there is none yet.
+    def part_around(self, module: nn.Module) -> str:
+        """Return the part of the model that the adapted layers inside a module belong to."""
+        layers: Any = module.modules()
+        return next(str(layer.tucka_part) for layer in layers if getattr(layer, "tucka_scope", None) is self)
 
-        Parameters
-        ----------
-        adapter : str
-            Name of the adapter.
-        layer : Module
-            The layer that asks; its ``in_decoder`` tells whether it is in the decoder of an encoder-decoder.
-        x : Tensor, shape (B, ..., d)
-            Its input, channels last.
+    def detach(self) -> None:
+        """Take everything off the model again that `attach` put there."""
+        for module in reversed(self._called):
+            for kind in (Preparing, Generating, Parent, Call):
+                kind.take_off(module, self)
+        for handle in self._handles:
+            handle.remove()
+        self._called, self._handles, self._root = [], [], None
 
-        Returns
-        -------
-        Tensor, shape (..., k, t)
-            Aligned with `x` from the left.
+    def refresh(self) -> None:
+        """Attach or detach after adapters have been pinned, or lifted from their pins."""
+        if self._root is not None:
+            self.attach(self._root)
 
-        Raises
-        ------
-        RouteError
-            If no forward of the model is running, or the route does not fit the input.
-        """
-        fixed = self.pinned.get(adapter)
-        if fixed is not None:
-            if fixed.device != x.device:
-                fixed = self.pinned[adapter] = fixed.to(x.device)
-            return fixed
-        run = self._running(layer)
-        if adapter not in run.routes:
-            self._make(adapter, layer, x, run)
-        gates = run.fit(adapter, x, in_decoder=layer.in_decoder)
-        if gates is None:
-            cure = "Take this layer out with exclude_modules, or use routing='batch'"
-            rule = f"an input whose rows match the route of {run.routes[adapter].shape[0]} samples"
-            raise RouteError(expected("route", rule, f"input {tuple(x.shape)}", where=self.path(layer), cure=cure))
-        return gates
-
-    def _running(self, layer: nn.Module) -> Run:
-        run = self.running()
-        if run is None:
-            cure = "Call the whole model, or wrap the call in `with tucka.backends.torch.routing_scope(model):`"
-            rule, got = "a forward of the adapted model", "a layer called by itself"
-            raise RouteError(expected("route", rule, got, where=self.path(layer), cure=cure))
-        return run
-
-    def _make(self, adapter: str, layer: Any, x: Tensor, run: Run) -> None:
-        """Route on the input of this layer, for it and all others."""
-        options = self.options.get(adapter, RouteOptions())
-        router = self._checked_router(adapter, layer, x, run, options)
-        # Token routing has no feature that averages; its mask only tells which tokens to count.
-        prompt = options.prompt_only and router.spec.routing != "token"
-        if prompt and run.labels is None and layer.training and torch.is_grad_enabled():
-            self._warn_of_missing_labels(adapter)
-        with outside_checkpoints():
-            mask = run.mask_for(x, in_decoder=layer.in_decoder, prompt=prompt)
-            if options.synchronized and layer.training and takes_common_decision(router):
-                gates = gates_over_ranks(router, x, mask)
-            else:
-                gates = router(x, mask)
-            if not is_transformed(gates):
-                self._count(adapter, count_groups(gates, mask))
-        run.routes[adapter], run.token_masks[adapter] = gates, mask
-        run.made_in_decoder[adapter] = layer.in_decoder
-        if adapter in self.observers:
-            self.observers[adapter](x, mask, gates)
-
-    def _warn_of_missing_labels(self, adapter: str) -> None:
-        """Say once that a causal model in training is routed on all of its tokens, though its prompt was asked for."""
-        if adapter in self._warned or self._root is None or not is_causal(self._root):
-            return
-        self._warned.add(adapter)
-        rule = (
-            f"labels in training with route_tokens='prompt' (adapter {adapter!r}), since they tell prompt from answer"
-        )
-        cure = "All tokens count now. Pass labels to the model (the Trainer's label smoothing takes them away)"
-        warnings.warn(expected("labels", rule, None, cure=cure), stacklevel=2)
-
-    def _count(self, adapter: str, counts: Tensor) -> None:
-        """Add to an adapter's counts, on the device where they are made, without waiting for it."""
-        load = self.load[adapter]
-        if load.device != counts.device:  # the model has moved
-            with torch.inference_mode(False):
-                load = self.load[adapter] = load.to(counts.device, non_blocking=counts.is_cuda)
-        # In place: what a compiled or captured forward starts from is then the same tensor each time.
-        load.add_(counts)
-
-    def _checked_router(self, adapter: str, layer: Any, x: Tensor, run: Run, options: RouteOptions) -> Router:
-        """Return the router of an adapter if this layer may make the route."""
-        router, where = self.router(adapter), self.path
-        if router is None:
-            rule = f"a router or pinned gates for adapter {adapter!r}"
-            raise RouteError(expected("route", rule, "neither", where=where(layer)))
-        if getattr(layer, "_is_replica", False):  # set by nn.DataParallel, which copies layers past their scope
+    def _refuse_replicas(self, module: nn.Module, _args: Any) -> None:
+        if getattr(module, "_is_replica", False):  # of nn.DataParallel, which copies modules past their scope
             rule, got = "one process for each device", "nn.DataParallel, which cannot train or run a router"
             cure = "Start the script with `accelerate launch` or `torchrun`, or pin the route"
-            raise RouteError(expected("model", rule, got, where=where(self.owners[adapter]), cure=cure))
-        if options.owner_only and self.owners[adapter] is not layer:
-            rule, got = f"the layer of router_module, {where(self.owners[adapter])}, to run first", "an earlier one"
-            cure = "Name a layer that runs before all other adapted ones, or leave router_module out"
-            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
-        if x.ndim < 2:
-            rule, cure = "an input with axes (B, ..., d)", "Add a batch axis with x[None]"
-            raise RouteError(expected("route", rule, f"shape {tuple(x.shape)}", where=where(layer), cure=cure))
-        if x.shape[-1] != router.in_features:
-            cure = "Adapt one tower only (exclude_modules), or name the layer that routes in router_module"
-            rule = f"the first adapted layer that runs to be {router.in_features} wide, as the router"
-            raise RouteError(expected("route", rule, f"input {tuple(x.shape)}", where=where(layer), cure=cure))
-        if run.grad and not torch.is_grad_enabled() and router.centroids.requires_grad:
-            cure = "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or pin the route"
-            rule, got = "gradients where the route is made", "none, as in reentrant gradient checkpointing"
-            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
-        return router
+            raise RouteError(expected("model", rule, got, where=type(module).__name__, cure=cure))
 
-    def token_routed(self) -> set[str]:
-        """Return the adapters whose tokens are routed one by one.
-
-        Returns
-        -------
-        set of str
-            Their names.
-        """
-        return {name for name in self.owners if self.owners[name].tucka_router[name].spec.routing == "token"}
+    @property
+    def root(self) -> nn.Module | None:
+        """The model whose calls are recorded."""
+        return self._root
 
     def path(self, layer: nn.Module) -> str:
-        """Find a layer's full name in the model, for messages.
-
-        Parameters
-        ----------
-        layer : Module
-            The layer.
-
-        Returns
-        -------
-        str
-            Its dotted path, or its class if it is not in the model.
-        """
+        """Find a layer's full name in the model, for messages."""
         modules = self._root.named_modules() if self._root is not None else ()
         return next((name for name, module in modules if module is layer), type(layer).__name__)
 
+    # What layers ask for
+
+    def fit(self, adapter: str, layer: Any, x: Tensor) -> Fit:
+        """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""
+        fixed = self.pinned.get(adapter)
+        given = next((known[adapter] for known in reversed(self.forwards.state.given) if adapter in known), None)
+        if fixed is not None and given is not None:
+            return self._given_to_pinned(layer, given, x)
+        if fixed is not None:
+            if fixed.device != x.device:
+                fixed = self.pinned[adapter] = fixed.to(x.device)
+            return fitted(Route(fixed), None, x, same_tokens=True, longer=False)  # type: ignore[return-value]
+        forward = self._running(layer)
+        layout = self._layout_now(layer, x, forward)
+        if layout is Layout.NO_SAMPLE:
+            spec = layer.experts(adapter).spec
+            gates = even_mixture(spec.groups, spec.experts_per_group, x)
+            return fitted(Route(gates), None, x, same_tokens=True, longer=False)  # type: ignore[return-value]
+        route = forward.known.get(adapter) or forward.routes.get(adapter)
+        if route is None:
+            route = self.maker.make(adapter, layer, x, forward, layout)
+        route = route.on(x.device)
+        view = view_of(x, forward.inputs, layout)
+        if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
+            route = self._with_earlier(adapter, route, view, forward)
+        same = layer.tucka_role != "decoder" or adapter not in forward.known
+        found = fitted(self._expanded(route, forward), view, x, same_tokens=same, longer=forward.past != 0)
+        if found is None or (forward.several and not route.given):
+            raise self._misfit(layer, x, route, forward)
+        return found
+
+    def _given_to_pinned(self, layer: Any, gates: Tensor, x: Tensor) -> Fit:
+        """Let a caller's route take the place of a pinned one, where no calls may be recorded."""
+        route = Route(gates.to(x.device), given=True)
+        forward = self.forwards.innermost(layer.tucka_part)
+        inputs = Inputs(rows=route.rows) if forward is None else forward.inputs
+        found = fitted(route, view_of(x, inputs, layer.tucka_layout), x, same_tokens=True, longer=False)
+        if found is None:
+            raise self._misfit(layer, x, route, Forward(_WHOLE, None, (), {}, None))
+        return found
+
+    def _layout_now(self, layer: Any, x: Tensor, forward: Forward) -> Layout:
+        layout: Layout = layer.tucka_layout
+        if layout is not Layout.AS_THE_PARENT_SAYS:
+            return layout
+        known = any(x is tensor for tensor in forward.of_samples)
+        return Layout.SAMPLES_FIRST if known else Layout.NO_SAMPLE
+
+    def _with_earlier(self, adapter: str, route: Route, view: View | None, forward: Forward) -> Route:
+        """Put the gates of earlier calls' tokens before this call's, up to the length of a cache of fixed size."""
+        gates = _after(forward.earlier.get(adapter), route.gates, forward.past)
+        length = 0 if view is None or view.lead is None else view.lead[1]
+        return replace(
+            route, gates=nn.functional.pad(gates, (0, 0, 0, 0, 0, max(0, length - gates.shape[1]))), mask=None
+        )
+
+    def _expanded(self, route: Route, forward: Forward) -> Route:
+        """Repeat a caller's route as generation repeats the rows for its beams."""
+        rows, known = forward.inputs.rows, route.rows
+        if not route.given or known is None or rows is None or rows == known or rows % known:
+            return route
+        return route.repeated(rows // known) if forward.generating() is not None else route
+
+    def _misfit(self, layer: Any, x: Tensor, route: Route, forward: Forward) -> RouteError:
+        cure = (
+            "Take this layer out with exclude_modules, route by batch (routing='batch'), pin the route, or say with "
+            "samples_first in the configuration which axis of the model's inputs counts samples"
+        )
+        rule = f"an input whose rows are known to belong to the {route.rows} samples that were routed"
+        got = f"input {tuple(x.shape)}"
+        if route.given:
+            rule, cure = f"as many samples as given_route was told of, {route.rows}", "Give one group or gates a sample"
+        elif forward.several:
+            rule, got = (
+                "one call of the model's body in this forward",
+                "several, so the route of this layer is not known",
+            )
+        return RouteError(expected("route", rule, got, where=self.path(layer), cure=cure))
+
+    def _running(self, layer: Any) -> Forward:
+        forward = self.forwards.innermost(layer.tucka_part)
+        if forward is None:
+            cure = "Call the whole model, or wrap the call in `with tucka.backends.torch.routing_scope(model):`"
+            rule, got = "a forward of the adapted model", "a layer called by itself"
+            raise RouteError(expected("route", rule, got, where=self.path(layer), cure=cure))
+        return forward
+
+    # What calls tell
+
+    def begin(self, forward: Forward) -> None:
+        """Find the routes that are known when a call of the model begins."""
+        state, parent = self.forwards.state, forward.parent
+        for given in state.given:
+            forward.known.update({name: Route(gates, given=True) for name, gates in given.items()})
+        if parent is not None and parent.part.name == forward.part.name:
+            forward.generation, forward.past, forward.earlier = parent.generation, parent.past, parent.earlier
+            forward.known.update(parent.known)
+            if forward.part.role == "decoder":
+                forward.known.update(
+                    {name: route for name, route in parent.encoded.items() if name not in parent.known}
+                )
+            return
+        if state.generations and state.generations[-1].owns(forward.kwargs):
+            forward.generation = state.generations[-1]
+        self._recall(forward)
+
+    def _recall(self, forward: Forward) -> None:
+        """Look for the route of a generation, of a cache or of an encoder's output that a call continues."""
+        generation = forward.generation
+        if generation is not None and generation.held:
+            forward.known.update(generation.held)
+            return
+        hidden = _encoder_output(forward.kwargs)
+        if hidden is not None:
+            routes = getattr(hidden, "_tucka_routes", {}).get(self.key)
+            if routes is None and generation is not None:
+                routes = generation.expanded(hidden)
+                if routes is not None:
+                    _note_on(hidden, self.key, routes)
+            if routes is not None:
+                forward.encoded.update(routes)
+                forward.known.update(routes)
+            forward.encoder_unknown = routes is None and self._has_role("encoder")
+            return
+        cache = forward.inputs.cache
+        if cache is None:
+            return
+        forward.past = cached_length(cache)
+        found = None if forward.past == 0 else routes_of(cache, self.key)
+        if found is not None:
+            routes = {name: Route(gates) for name, gates in found.routes.items() if name not in forward.known}
+            forward.known.update(routes)
+            forward.earlier = found.tokens
+
+    def _has_role(self, role: str) -> bool:
+        modules = self._root.modules() if self._root is not None else ()
+        return any(getattr(module, "tucka_role", "") == role for module in modules)
+
+    def end(self, forward: Forward, output: Any, cache: Any) -> None:
+        """Keep what later calls need of one that has ended well."""
+        routes = {**forward.routes, **{name: route for name, route in forward.known.items() if name in self.options}}
+        for name, route in routes.items():
+            is_news = name in forward.made or (forward.parent is None and name not in forward.noted)
+            if is_news and not is_transformed(route.gates):
+                self.note(name, forward.part.name, route.gates)
+                forward.noted.add(name)
+        parent = forward.parent
+        if parent is not None and parent.part.name == forward.part.name:
+            self._tell(parent, forward, routes)
+        if forward.part.role == "encoder":
+            averaged = {name: route.averaged() for name, route in routes.items()}
+            self._encoded(forward, output, averaged)
+            return
+        if parent is not None and parent.part.name == forward.part.name:
+            return
+        kept = {name: route for name, route in routes.items() if not self._by_token(name) and not route.documents}
+        generation = forward.generation
+        if generation is not None:
+            generation.prepared = []
+            if not generation.held and forward.part.name == "":
+                generation.held = {name: route.detached() for name, route in kept.items()}
+        cache = forward.inputs.cache if cache is None else cache
+        rows = forward.inputs.rows
+        kept = {name: self._expanded(route, forward) for name, route in kept.items()}
+        kept = {name: route for name, route in kept.items() if route.rows in (None, rows)}
+        tokens = self._all_tokens(forward, routes) if cache is not None and self._sees_again else {}
+        if cache is not None and (kept or tokens) and not any(is_transformed(route.gates) for route in kept.values()):
+            attach_routes(cache, self.key, {name: route.gates.detach() for name, route in kept.items()}, tokens)
+
+    def _all_tokens(self, forward: Forward, routes: dict[str, Route]) -> dict[str, Tensor]:
+        """Return the gates (B, L, k, t) of a call's tokens after those of earlier calls."""
+        found = {}
+        for name, route in routes.items():
+            if route.gates.ndim == 4:
+                found[name] = _after(forward.earlier.get(name), route.gates.detach(), forward.past)
+        return found
+
+    def note(self, adapter: str, part: str | None, gates: Tensor) -> None:
+        """Remember the latest gates of a part of the model."""
+        self.last.setdefault(adapter, {})[part or ""] = gates.detach()
+
+    def _tell(self, parent: Forward, forward: Forward, routes: dict[str, Route]) -> None:
+        """Hand the routes of the model's body on to the call around it, whose head uses them."""
+        parent.noted |= forward.noted
+        if forward.part.role == "encoder":
+            parent.encoded.update({name: route.averaged() for name, route in routes.items()})
+            return
+        parent.several = parent.told and bool(forward.routes)
+        parent.told = parent.told or bool(forward.routes)
+        parent.inputs = forward.inputs
+        parent.routes.update({name: route for name, route in routes.items() if name not in parent.known})
+
+    def _encoded(self, forward: Forward, output: Any, routes: dict[str, Route]) -> None:
+        """Let the routes of an encoder travel with its output, to the decoder that is called with it."""
+        hidden = output[0] if isinstance(output, (tuple, list)) else getattr(output, "last_hidden_state", output)
+        if not isinstance(hidden, Tensor) or torch.compiler.is_compiling():
+            return
+        _note_on(hidden, self.key, routes)
+        generations = self.forwards.state.generations
+        if generations and forward.parent is None:
+            generations[-1].encoded, generations[-1].encoder_output = routes, hidden
+
+    def _by_token(self, adapter: str) -> bool:
+        return any(router.spec.routing == "token" for router in self.routers(adapter).values())
+
+    # What callers say
+
+    @contextlib.contextmanager
+    def manual(self, mask: Tensor | None) -> Iterator[None]:
+        """Take the layers that are called by themselves inside as one forward."""
+        forward = Forward(_WHOLE, None, (), {}, None)
+        forward.inputs = Inputs(mask=mask)
+        with self.forwards.opened(forward):
+            yield
+        for name, route in forward.routes.items():
+            self.note(name, "", route.gates)
+
+    @contextlib.contextmanager
+    def given(self, gates: dict[str, Tensor]) -> Iterator[None]:
+        """Use a caller's gates in every call inside."""
+        stack = self.forwards.state.given
+        stack.append(gates)
+        try:
+            yield
+        finally:
+            stack.remove(gates)
+
+
+def _after(earlier: Tensor | None, gates: Tensor, past: int) -> Tensor:
+    return gates if earlier is None or past < 1 else torch.cat([earlier[:, :past], gates], dim=1)
+
+
+def _encoder_output(kwargs: Any) -> Tensor | None:
+    outputs = kwargs.get("encoder_outputs")
+    hidden = (
+        outputs[0] if isinstance(outputs, (tuple, list)) and outputs else getattr(outputs, "last_hidden_state", None)
+    )
+    return hidden if isinstance(hidden, Tensor) else None
+
+
+def _note_on(hidden: Tensor, key: str, routes: dict[str, Route]) -> None:
+    noted = dict(getattr(hidden, "_tucka_routes", {}))
+    noted[key] = routes
+    hidden._tucka_routes = noted  # type: ignore[attr-defined]
+
 
 def scope_of(model: Any) -> RoutingScope:
-    """Find the scope that a model's adapted layers share.
-
-    Parameters
-    ----------
-    model : Module or RoutingScope
-        A model with adapted layers, or any part of it that has one.
-
-    Returns
-    -------
-    RoutingScope
-        The scope.
-
-    Raises
-    ------
-    RouteError
-        If there is no adapted layer inside.
-
-    Examples
-    --------
-    >>> scope = RoutingScope()
-    >>> scope_of(scope) is scope
-    True
-    """
+    """Find the scope that a model's adapted layers share."""
     if isinstance(model, RoutingScope):
         return model
     for module in model.modules() if isinstance(model, nn.Module) else ():
@@ -322,17 +419,17 @@ def scope_of(model: Any) -> RoutingScope:
 
 @contextlib.contextmanager
 def routing_scope(model: Any, *, attention_mask: Tensor | None = None) -> Iterator[RoutingScope]:
-    """Take all calls inside as one forward: for those that bypass the model's own, of a backbone, an encoder, a layer.
+    """Take the layers that are called by themselves inside as one forward, whose first layer makes the route.
 
-    The first adapted layer that runs makes the route, and everything that follows uses it, the whole model included.
-    Use one block for each batch.
+    Calls of the model, of its backbone, encoder or towers need no scope: each is a forward with a route of its own,
+    inside of this context too.
 
     Parameters
     ----------
     model : Module or RoutingScope
-        The adapted model, or a part of it.
+        An adapted model, or its scope.
     attention_mask : Tensor, shape (B, S), optional
-        Padding does not count in the routing feature.
+        True or nonzero where a token counts.
 
     Yields
     ------
@@ -342,14 +439,15 @@ def routing_scope(model: Any, *, attention_mask: Tensor | None = None) -> Iterat
     Raises
     ------
     RouteError
-        If there is no adapted layer inside.
-
-    Examples
-    --------
-    >>> with routing_scope(RoutingScope()) as scope:
-    ...     scope.last
-    {}
+        If the model has no adapted layers.
     """
     scope = scope_of(model)
-    with scope.manual_run(attention_mask):
+    with scope.manual(attention_mask):
         yield scope
+
+
+def check_given(adapter: str, gates: Tensor, shape: tuple[int, int]) -> None:
+    """Raise unless a caller's gates have axes (k, t) or (B, k, t)."""
+    if gates.ndim not in (2, 3) or tuple(gates.shape[-2:]) != shape:
+        rule = f"axes (k, t) or (B, k, t) with (k, t) = {shape} for adapter {adapter!r}"
+        raise ConfigError(expected("gates", rule, f"shape {tuple(gates.shape)}", where="given_route"))

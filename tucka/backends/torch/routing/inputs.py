@@ -1,0 +1,200 @@
+"""What a call of a model was given: how many samples and tokens, which of them count, and which cache it continues."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tucka.backends.torch.routing.private import audio_mask
+from tucka.errors import RouteError, expected
+
+__all__ = ["Inputs", "caches_in", "fitting_mask", "read_inputs"]
+
+# Inputs whose second axis counts no tokens of the layers inside: pixels, samples of sound, spectra.
+_RAW = ("pixel", "input_values", "input_features", "audio", "image", "video", "waveform", "spectro")
+# Masks in torch's own layers are true where a token is padding; everywhere else where it is a token.
+_PADDING = ("src_key_padding_mask", "key_padding_mask")
+_KEPT = ("attention_mask", "pixel_mask", "pixel_attention_mask")
+_LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
+_FULL = "full_attention"
+
+
+@dataclass
+class Inputs:
+    """The leading sizes of one call's inputs, and what tells tokens from padding and documents from each other."""
+
+    rows: int | None = None  # B, the samples
+    tokens: int | None = None  # S; None where layers inside see other tokens than the inputs have
+    mask: Any = None  # true where a token counts; as it was given
+    positions: Tensor | None = None  # explicit positions (B, S), which restart at each document
+    lengths: Tensor | None = None  # cumulated lengths of documents that share one row
+    labels: Tensor | None = None
+    cache: Any = None
+    main: Tensor | None = None
+    device: torch.device | None = None
+
+    def is_packed(self) -> bool:
+        """Tell whether several documents may share a row."""
+        return self.lengths is not None or self.positions is not None
+
+    def documents(self, rows: int, tokens: int) -> Tensor | None:
+        """Number the documents in each row, shape (rows, tokens); None where each row is one document."""
+        if self.lengths is not None:
+            places = torch.arange(rows * tokens, device=self.lengths.device)
+            return torch.bucketize(places, self.lengths[1:-1], right=True).reshape(rows, tokens)
+        positions = self.positions
+        if (
+            positions is None
+            or positions.ndim != 2
+            or positions.shape[1] != tokens
+            or positions.shape[0] not in (1, rows)
+        ):
+            return None
+        # The rule by which transformers itself separates packed documents.
+        begins = torch.ones_like(positions, dtype=torch.bool)
+        begins[:, 1:] = positions.diff(dim=1) != 1
+        return (begins.cumsum(dim=1) - 1).expand(rows, tokens)
+
+
+def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
+    """Read a call of a module."""
+    named = _named(module, args, kwargs)
+    name, main = _main_input(module, args, named)
+    found = Inputs(main=main)
+    if main is not None:
+        found.device = main.device
+        found.rows, found.tokens = _sizes(name, main)
+    found.mask = _mask_in(named)
+    found.labels = named.get("labels")
+    found.cache = next(caches_in(named), None)
+    positions = named.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
+        positions = positions[0]  # of text, before those of time, height and width
+    found.positions = positions if isinstance(positions, Tensor) and positions.ndim == 2 else None
+    lengths = next((named[key] for key in _LENGTHS if isinstance(named.get(key), Tensor)), None)
+    grid = named.get("grid_thw")
+    if lengths is None and isinstance(grid, Tensor):
+        lengths = nn.functional.pad(grid.prod(dim=-1).cumsum(dim=0), (1, 0))
+        found.rows, found.tokens = 1, None if main is None else main.shape[0]
+    found.lengths = lengths
+    return found
+
+
+@functools.lru_cache(maxsize=512)
+def _parameter_names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not args:  # the usual call, which needs no look at the signature
+        return kwargs
+    if torch.compiler.is_compiling() and len(args) == 1:
+        return kwargs
+    return {**dict(zip(_parameter_names(cast(Any, type(module))), args, strict=False)), **kwargs}
+
+
+def _main_input(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[str, Tensor | None]:
+    """Find the input that the others accompany, and its name."""
+    wanted = getattr(module, "main_input_name", None)
+    for name in (wanted, "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds"):
+        if isinstance(name, str) and isinstance(named.get(name), Tensor):
+            return name, named[name]
+    if args and isinstance(args[0], Tensor):
+        return wanted if isinstance(wanted, str) else "", args[0]
+    first = next(((name, leaf) for name, leaf in _tensors(named) if leaf.ndim > 1 and "mask" not in name), None)
+    return ("", None) if first is None else first
+
+
+def _tensors(named: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    for name, value in named.items():
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping):
+            yield from ((key, inner) for key, inner in value.items() if isinstance(inner, Tensor))
+        elif isinstance(value, (tuple, list)):
+            yield from ((name, inner) for inner in value if isinstance(inner, Tensor))
+
+
+def _sizes(name: str, main: Tensor) -> tuple[int | None, int | None]:
+    """Return how many samples and tokens an input has, as far as its axes tell."""
+    if main.ndim < 2:
+        return None, None
+    if name.startswith(_RAW):
+        return main.shape[0], None
+    whole = not main.is_floating_point()
+    if whole and main.ndim == 3:  # the choices of each sample, which models flatten: each choice is a row of its own
+        return main.shape[0] * main.shape[1], main.shape[2]
+    if (whole and main.ndim == 2) or (main.ndim > 2 and not whole):
+        return main.shape[0], math.prod(main.shape[1:-1] if not whole else main.shape[1:])
+    return main.shape[0], None
+
+
+def _mask_in(named: Mapping[str, Any]) -> Any:
+    """Find the mask of a call; true where a token counts."""
+    for name in _KEPT:
+        if named.get(name) is not None:
+            return named[name]
+    for name in _PADDING:
+        padding = named.get(name)
+        if isinstance(padding, Tensor):
+            return ~padding if padding.dtype == torch.bool else padding == 0
+    return None
+
+
+def caches_in(values: Any) -> Iterator[Any]:
+    """Find caches by what they are, under whatever name a version of transformers passes them."""
+    if isinstance(values, Mapping):
+        values = values.values()
+    for value in values if isinstance(values, (tuple, list)) or not isinstance(values, Tensor) else ():
+        if hasattr(value, "get_seq_length") and not isinstance(value, nn.Module):
+            yield value
+
+
+def fitting_mask(inputs: Inputs, model: nn.Module, x: Tensor, *, past: bool) -> Tensor | None:
+    """Convert the mask of a call to one for the tokens of `x` (B, T, ..., d), shape (B, T, ...); None if all count."""
+    mask = inputs.mask
+    if isinstance(mask, Mapping):  # one for each kind of layer
+        mask = mask.get(_FULL)
+    if mask is None or x.ndim < 3:
+        return None
+    if not isinstance(mask, Tensor):
+        raise _unusable(model, type(mask).__name__)
+    rows, tokens = x.shape[0], x.shape[1]
+    if mask.ndim == 3 and x.ndim == 4 and mask.shape[0] == rows:  # of pixels: as the models themselves shrink it
+        return nn.functional.interpolate(mask[None].float(), size=x.shape[1:3])[0] != 0
+    if mask.ndim > 2:
+        mask = _attended_keys(mask)
+        if not past and mask.shape[1] > tokens:  # a cache of fixed size, of which the tokens fill the beginning
+            mask = mask[:, :tokens]
+    if mask.ndim != 2 or mask.shape[0] not in (1, rows):
+        raise _unusable(model, f"shape {tuple(mask.shape)} for inputs {tuple(x.shape)}")
+    mask = mask.expand(rows, -1).to(x.device)
+    if past and mask.shape[1] > tokens:
+        mask = mask[:, mask.shape[1] - tokens :]
+    if mask.shape[1] != tokens:
+        converted = audio_mask(model, mask, tokens) if inputs.tokens is None else None
+        if converted is None or tuple(converted.shape) != (rows, tokens):
+            raise _unusable(model, f"shape {tuple(mask.shape)} for inputs {tuple(x.shape)}")
+        mask = converted
+    return mask
+
+
+def _attended_keys(mask: Tensor) -> Tensor:
+    """Say which tokens any other attends to, from a mask (B, ..., queries, keys): the tokens that are no padding."""
+    kept = mask != 0
+    if mask.is_floating_point():  # ones and zeros, or zeros and large negative numbers
+        kept = torch.where((mask > 0).any(), mask > 0, mask == 0)
+    return kept.flatten(1, -2).any(dim=1)
+
+
+def _unusable(model: nn.Module, got: str) -> RouteError:
+    rule = "a mask that tells padding from tokens: (B, S), (B, queries, keys) or (B, heads, queries, keys)"
+    cure = "Route by token (routing='token'), give the route (given_route), or pass another mask"
+    return RouteError(expected("attention_mask", rule, got, where=type(model).__name__, cure=cure))

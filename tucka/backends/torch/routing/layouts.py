@@ -1,0 +1,148 @@
+"""How the rows of a layer's input belong to samples and tokens: known by the classes around the layer, or declared."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from tucka.backends.torch.routing.inputs import Inputs
+
+__all__ = ["Layout", "View", "layout_of", "view_of"]
+
+
+class Layout(StrEnum):
+    """What the first axes of a layer's input are."""
+
+    SAMPLES_FIRST = "samples first"  # (B, ...), or (B·S, d)
+    TOKENS_FIRST = "tokens first"  # (S, B, d)
+    GROUPS_OF_SAMPLES = "groups of samples"  # (B·n, ...): windows, frames, one sample after the other
+    NO_SAMPLE = "no sample"  # tables of positions: the input depends on no sample
+    AS_THE_PARENT_SAYS = (
+        "as the parent says"  # of a sample if the parent was called with this very tensor, else of none
+    )
+    CACHED_TOKENS = "cached tokens"  # (B, 1, L, d): all tokens that the cache holds, earlier calls' among them
+    DISPATCHED = "dispatched"  # the tokens that a mixture sends to one of its experts
+    UNKNOWN = "unknown"
+
+
+class View(NamedTuple):
+    """How to see the rows of an input as (B, ...)."""
+
+    swap: bool = False  # exchange the first two axes
+    lead: tuple[int, ...] | None = None  # leading axes to reshape to
+
+
+_LONG = ("query", "key", "value", "query_global", "key_global", "value_global")
+# By the class of a module around the layer: the last parts of the names of its layers (all if empty), and their layout.
+_KNOWN: dict[str, tuple[tuple[str, ...], Layout]] = {
+    "LongformerSelfAttention": (_LONG, Layout.TOKENS_FIRST),
+    "LEDEncoderSelfAttention": (_LONG, Layout.TOKENS_FIRST),
+    "XLNetFeedForward": ((), Layout.TOKENS_FIRST),
+    "FSMTEncoder": ((), Layout.TOKENS_FIRST),
+    "FSMTDecoder": ((), Layout.TOKENS_FIRST),
+    "Mask2FormerMaskedAttentionDecoderLayer": ((), Layout.TOKENS_FIRST),
+    "BridgeTowerResidualAttention": ((), Layout.TOKENS_FIRST),
+    "SwinAttention": ((), Layout.GROUPS_OF_SAMPLES),
+    "Swinv2Attention": ((), Layout.GROUPS_OF_SAMPLES),
+    "Swin2SRAttention": ((), Layout.GROUPS_OF_SAMPLES),
+    "DonutSwinAttention": ((), Layout.GROUPS_OF_SAMPLES),
+    "MaskFormerSwinAttention": ((), Layout.GROUPS_OF_SAMPLES),
+    "ClapAudioAttention": ((), Layout.GROUPS_OF_SAMPLES),
+    "MobileViTTransformerLayer": ((), Layout.GROUPS_OF_SAMPLES),
+    "MobileViTV2TransformerLayer": ((), Layout.GROUPS_OF_SAMPLES),
+    "PatchTSTEncoderLayer": ((), Layout.GROUPS_OF_SAMPLES),
+    "TimesformerLayer": ((), Layout.GROUPS_OF_SAMPLES),
+    "TimesformerPatchEmbeddings": ((), Layout.GROUPS_OF_SAMPLES),
+    "AutoformerModel": ((), Layout.UNKNOWN),  # the base itself mixes samples
+    "PixtralTransformer": ((), Layout.UNKNOWN),
+    "XCLIPPromptGenerator": ((), Layout.UNKNOWN),
+    "BrosBboxEmbeddings": ((), Layout.UNKNOWN),
+}
+_POSITIONS = (
+    "linear_pos",
+    "pos_proj",
+    "pos_q_proj",
+    "pos_key_proj",
+    "pos_query_proj",
+    "continuous_position_bias_mlp",
+    "prompt_trans",
+)
+# Of multi-head latent attention: the projection of the latents that the cache holds, old ones and new ones alike.
+_LATENTS = ("kv_b_proj",)
+
+
+def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) -> Layout:
+    """Say how the rows of one layer's input belong to samples.
+
+    `samples_first` is what the user declares of a model of their own; None where the model's classes tell.
+    """
+    names = path.split(".")
+    around = [(root, "")]
+    for end in range(1, len(names)):
+        around.append((root.get_submodule(".".join(names[:end])), names[end - 1]))
+    if any(name == "experts" and _is_list_of_experts(module) for module, name in around):
+        return Layout.DISPATCHED
+    if set(names) & set(_POSITIONS):
+        return Layout.NO_SAMPLE
+    if names[-1] in _LATENTS:
+        return Layout.CACHED_TOKENS
+    for module, _ in reversed(around):
+        kind = type(module).__name__
+        if kind == "DisentangledSelfAttention":
+            return Layout.AS_THE_PARENT_SAYS
+        endings, layout = _KNOWN.get(kind, ((), None))
+        if layout is not None and (not endings or names[-1] in endings):
+            return layout
+        if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
+            return Layout.SAMPLES_FIRST if module.self_attn.batch_first else Layout.TOKENS_FIRST
+    if samples_first is not None:
+        return Layout.SAMPLES_FIRST if samples_first else Layout.TOKENS_FIRST
+    return Layout.UNKNOWN if _mixes_layouts(root) else Layout.SAMPLES_FIRST
+
+
+def _is_list_of_experts(module: nn.Module) -> bool:
+    """Tell whether a mixture keeps its experts as modules, each of which gets the tokens that are sent to it."""
+    children = [type(child) for child in module.children()]
+    return isinstance(module, (nn.ModuleList, nn.ModuleDict)) or (len(children) > 1 and len(set(children)) == 1)
+
+
+def _mixes_layouts(root: nn.Module) -> bool:
+    """Tell whether parts of a model of unknown classes have tokens first, so that its other layers are in doubt."""
+    if hasattr(root, "main_input_name"):
+        return False
+    return any(
+        getattr(module, "batch_first", True) is False
+        for module in root.modules()
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase))
+    )
+
+
+def view_of(x: Tensor, inputs: Inputs, layout: Layout) -> View | None:
+    """Say how to see an input (..., d) as (B, ...); None where its rows cannot be those of the call's samples."""
+    rows, tokens = inputs.rows, inputs.tokens
+    if layout in (Layout.UNKNOWN, Layout.DISPATCHED) or rows is None or x.ndim < 2:
+        return None
+    if layout is Layout.TOKENS_FIRST:
+        return _tokens_first(x, inputs)
+    if layout is Layout.CACHED_TOKENS and x.ndim == 4 and x.shape[:2] == (rows, 1):
+        return View(lead=(rows, x.shape[2]))
+    if x.shape[0] == rows:
+        return View()
+    if x.ndim == 2 and tokens is not None and x.shape[0] == rows * tokens:
+        return View(lead=(rows, tokens))
+    if layout is Layout.GROUPS_OF_SAMPLES and x.shape[0] % rows == 0:
+        return View(lead=(rows, x.shape[0] // rows, *x.shape[1:-1]))
+    return None
+
+
+def _tokens_first(x: Tensor, inputs: Inputs) -> View | None:
+    if x.ndim < 3:
+        return None
+    if x.shape[1] == inputs.rows:
+        return View(swap=True)
+    if (x.shape[1], x.shape[0]) == (inputs.tokens, inputs.rows):  # the call's own inputs have their tokens first too
+        inputs.rows, inputs.tokens = inputs.tokens, inputs.rows
+        return View(swap=True)
+    return None

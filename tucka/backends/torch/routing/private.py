@@ -1,0 +1,76 @@
+"""What torch and transformers do not promise to keep, in one place; a test for each fails when one of them changes."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import _CachingTorchDispatchMode
+
+__all__ = ["audio_mask", "checkpoint_frame", "data_parallel_group", "is_transformed", "outside_checkpoints"]
+
+
+def checkpoint_frame() -> tuple[Any, bool]:
+    """Return torch's object for the checkpointed region around this call, and whether the region is computed again.
+
+    The object is the same in forward and recomputation, and lives as long as the graph. It is None outside of regions.
+    """
+    hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if hooks is None:
+        return None, False
+    pack: Any = inspect.unwrap(hooks[0])
+    names = getattr(getattr(pack, "__code__", None), "co_freevars", ())
+    if "frame" in names:
+        return pack.__closure__[names.index("frame")].cell_contents, False
+    if "target_frame_ref" in names:
+        return pack.__closure__[names.index("target_frame_ref")].cell_contents(), True
+    return None, False
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Tell whether a tensor exists only inside a transformation of `torch.func`, and must not be kept beyond it."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    # Torch restores the graph itself. With it, an output that is kept would hold its own graph for ever.
+    return tensor.detach()
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+@contextlib.contextmanager
+def outside_checkpoints() -> Iterator[None]:
+    """Keep what is computed inside out of gradient checkpointing: the backward does not compute it again."""
+    with contextlib.ExitStack() as stack:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling() and checkpoint_frame()[0] is not None:
+            # Checkpoints see what is saved through the innermost pair of such hooks; torch.func allows none.
+            with contextlib.suppress(RuntimeError):
+                stack.enter_context(torch.autograd.graph.saved_tensors_hooks(_kept, _same))
+            # Selective checkpoints count the operations themselves, and expect the same ones in the recomputation.
+            if any(isinstance(mode, _CachingTorchDispatchMode) for mode in _get_current_dispatch_mode_stack()):
+                stack.enter_context(_disable_current_modes())
+        yield
+
+
+def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
+    """Convert a mask of audio samples (B, T) to one of feature frames (B, length) by the model's own function."""
+    convert = getattr(model, "_get_feature_vector_attention_mask", None)
+    if not callable(convert):
+        return None
+    converted: Tensor = convert(length, mask)
+    return converted
+
+
+def data_parallel_group() -> Any:
+    """Return the group of ranks of the DistributedDataParallel whose forward runs; None outside of one."""
+    running = DistributedDataParallel._active_ddp_module
+    return None if running is None else running.process_group
