@@ -36,7 +36,7 @@ def parts() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gates(*lead: int) -> Tensor:
-    return gates_of(torch.randn(*lead, GROUPS, EXPERTS), normalize=True).requires_grad_()
+    return gates_of(torch.randn(*lead, GROUPS, EXPERTS), gate_norm=True).requires_grad_()
 
 
 def frozen_linear() -> Run:
@@ -79,7 +79,7 @@ def mix(*lead: int) -> Callable[[], Run]:
 def select(*lead: int) -> Callable[[], Run]:
     def prepare() -> Run:
         logits = leaf(*lead, GROUPS, EXPERTS)
-        return lambda: gates_of(logits, normalize=True)
+        return lambda: gates_of(logits, gate_norm=True)
 
     return prepare
 

@@ -12,7 +12,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils.integrations import dequantize_bnb_weight, dequantize_module_weight, get_bnb_param_type
 from torch import Tensor, nn
 
-from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, is_readable, step_gain, width_of
+from tucka.backends.torch.base_layers import (
+    checked_rows,
+    from_rows,
+    is_convolution,
+    is_experts,
+    is_readable,
+    layer_weight,
+    step_gain,
+    width_of,
+)
 from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
@@ -114,7 +123,9 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def base_dtype(self) -> torch.dtype | None:
         """Return the dtype that the base layer computes in, if that is floating point."""
-        dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())[1]
+        base = self.get_base_layer()
+        weight = layer_weight(base)
+        dtype = weight.dtype if is_experts(base) else self._get_base_layer_device_and_dtype(base)[1]
         return dtype if dtype is not None and dtype.is_floating_point else None
 
     def take_base_dtype(self, adapter: str) -> None:
@@ -158,7 +169,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if not names:
             return
         merged, updates = merged_weight(self, names, safe_merge=safe_merge)
-        self.get_base_layer().weight.data.copy_(merged)
+        layer_weight(self.get_base_layer()).data.copy_(merged)
         self.tucka_merged.update(updates)
         self.merged_adapters.extend(names)
 
@@ -167,7 +178,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.get_base_layer().weight.data.copy_(unmerged_weight(self))
+        layer_weight(self.get_base_layer()).data.copy_(unmerged_weight(self))
         while self.merged_adapters:
             del self.tucka_merged[self.merged_adapters.pop()]
 

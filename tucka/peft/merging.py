@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.base_layers import input_axis, open_weight, weight_rows
+from tucka.backends.torch.base_layers import input_axis, layer_weight, open_weight, weight_rows
 from tucka.backends.torch.functional import mix_cores
 from tucka.errors import RouteError, TuckaError, expected
 
@@ -50,7 +50,7 @@ def merged_weight(
 @torch.no_grad()
 def unmerged_weight(layer: TuckALayer) -> Tensor:
     """Compute the base weight without the adapters that are merged into it."""
-    rows = _wide_rows(layer, layer.get_base_layer().weight)
+    rows = _wide_rows(layer, layer_weight(layer.get_base_layer()))
     for name in reversed(layer.merged_adapters):
         left, right = layer.tucka_merged[name]
         rows = rows - left.to(rows.device) @ right.to(rows.device)
@@ -114,4 +114,4 @@ def _from_rows(layer: TuckALayer, rows: Tensor) -> Tensor:
     """Undo `_wide_rows`, except for the dtype."""
     base = layer.get_base_layer()
     axis = input_axis(base)
-    return rows.reshape(base.weight.movedim(axis, -1).shape).movedim(-1, axis)
+    return rows.reshape(layer_weight(base).movedim(axis, -1).shape).movedim(-1, axis)

@@ -26,7 +26,15 @@ from tucka.peft.files.rollback import unchanged_on_error
 from tucka.peft.layer import TuckALayer, TuckALinear
 from tucka.peft.merging import check_merge
 from tucka.peft.registration import include_all_linear_layers
-from tucka.peft.targets import Place, base_of, check_adapter_name, check_targets, owners_of, place_of
+from tucka.peft.targets import (
+    Place,
+    base_of,
+    check_adapter_name,
+    check_experts_are_named,
+    check_targets,
+    owners_of,
+    place_of,
+)
 from tucka.spec import TuckerSpec
 
 __all__ = ["TuckAModel"]
@@ -116,6 +124,7 @@ class TuckAModel(BaseTuner):
             for name, module in model.named_modules()
             if name and not name.startswith(inside) and self._check_target_module_exists(peft_config, name)
         }
+        check_experts_are_named(peft_config, model)
         anatomy = Anatomy(model)
         self._places = {name: place_of(anatomy, name, peft_config) for name in targets}
         self._owners = owners_of(peft_config, self._places)

@@ -10,13 +10,22 @@ from typing import cast
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tucka.backends.torch.base_layers import is_convolution, width_of
+from tucka.backends.torch.base_layers import is_convolution, is_experts, width_of
 from tucka.backends.torch.routing.layouts import Layout, layout_of
 from tucka.backends.torch.routing.parts import Anatomy
 from tucka.errors import ConfigError, expected
 from tucka.peft.config import TuckAConfig
 
-__all__ = ["base_of", "check_adapter_name", "check_targets", "ends_with_name", "owners_of", "place_of"]
+__all__ = [
+    "NAMES_OF_EXPERTS",
+    "base_of",
+    "check_adapter_name",
+    "check_experts_are_named",
+    "check_targets",
+    "ends_with_name",
+    "owners_of",
+    "place_of",
+]
 
 
 def ends_with_name(name: str, ending: str) -> bool:
@@ -93,6 +102,20 @@ def check_targets(
         raise ConfigError(expected("router_module", "the name of an adapted layer", repr(named), where="TuckAConfig"))
 
 
+def check_experts_are_named(config: TuckAConfig, model: nn.Module) -> None:
+    """Refuse names of the layers of experts that are no layers here: PEFT's LoRA would turn them into the experts."""
+    if not isinstance(config.target_modules, (set, list)) or not any(map(is_experts, model.modules())):
+        return
+    names = [name for name, _ in model.named_modules()]
+    missing = [target for target in config.target_modules if not any(ends_with_name(name, target) for name in names)]
+    if missing and NAMES_OF_EXPERTS & set(missing):
+        rule = "names of layers of this model, whose mixture keeps its experts as one weight"
+        cure = "Use 'experts': their common input is adapted, d·r numbers whatever the number of experts"
+        got = ", ".join(repr(name) for name in sorted(missing))
+        raise ConfigError(expected("target_modules", rule, got, where="TuckAConfig", cure=cure))
+
+
+NAMES_OF_EXPERTS = {"w1", "w2", "w3", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}
 # By the class of the parent: layers whose weights it reads, instead of calling them.
 _READ = {
     "MambaMixer": ("dt_proj",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,9 @@ __all__ = [
     "from_rows",
     "input_axis",
     "is_convolution",
+    "is_experts",
     "is_readable",
+    "layer_weight",
     "open_weight",
     "step_gain",
     "weight_rows",
@@ -105,6 +107,8 @@ def width_of(layer: nn.Module, where: str, in_features: int | None = None) -> in
             raise ConfigError(expected("base_layer", rule, f"groups={layer.groups}", where=where))
         return int(layer.in_channels)
     width = getattr(layer, "in_features", None) if in_features is None else in_features
+    if width is None and is_experts(layer):
+        width = layer_weight(layer).shape[input_axis(layer)]
     if width is None and type(layer).__name__ == "Conv1D":  # Hugging Face's: weight (in, out)
         width = layer.weight.shape[0]  # type: ignore[index]
     if in_features is None and not isinstance(width, int):
@@ -117,14 +121,39 @@ def width_of(layer: nn.Module, where: str, in_features: int | None = None) -> in
 
 
 def input_axis(layer: nn.Module) -> int:
-    """Return the axis of a layer's weight that belongs to its input: 0 for transposed weights, else 1."""
-    transposed = type(layer).__name__ == "Conv1D" or isinstance(layer, _TRANSPOSED)
-    return 0 if transposed else 1
+    """Return the axis of a layer's weight that belongs to its input."""
+    if is_experts(layer):
+        down: Any = layer.down_proj
+        up, down = layer_weight(layer).shape, down.shape
+        known = getattr(layer, "is_transposed", None)
+        # Their output is as wide as their input: (E, f, d) beside (E, d, f), or (E, d, f) beside (E, f, d).
+        transposed = up[1] == down[2] and up[2] != down[1] if known is None else known
+        return 1 if transposed else 2
+    turned = type(layer).__name__ == "Conv1D" or isinstance(layer, _TRANSPOSED)
+    return 0 if turned else 1
+
+
+def is_experts(layer: nn.Module) -> bool:
+    """Tell whether a layer is a mixture's experts with one weight (E, ., .) for each projection, as in transformers."""
+    return layer_weight(layer) is not None and layer_weight(layer) is not getattr(layer, "weight", None)
+
+
+def layer_weight(layer: nn.Module) -> Any:
+    """Return the weight that reads a layer's input; None if the layer has none under a name that is known."""
+    weight = getattr(layer, "weight", None)
+    if weight is not None:
+        return weight
+    down = getattr(layer, "down_proj", None)
+    for name in ("gate_up_proj", "up_proj"):
+        found = getattr(layer, name, None)
+        if isinstance(found, nn.Parameter) and found.ndim == 3 and isinstance(down, nn.Parameter) and down.ndim == 3:
+            return found
+    return None
 
 
 def open_weight(layer: nn.Module, width: int) -> Tensor | None:
     """Return a layer's weight if it can be read, and written, as numbers; None for quantised and hidden ones."""
-    weight = getattr(layer, "weight", None)
+    weight = layer_weight(layer)
     return weight if isinstance(weight, nn.Parameter) and is_readable(weight, layer, width) else None
 
 

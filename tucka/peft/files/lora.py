@@ -14,7 +14,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tucka.backends.torch.base_layers import is_convolution
+from tucka.backends.torch.base_layers import is_convolution, is_experts
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import chosen_adapter, layers_of
@@ -23,6 +23,7 @@ from tucka.peft.files.keys import PREFIX, base_name
 from tucka.peft.layer import TuckALayer
 from tucka.peft.merging import readable_weight, thin_update
 from tucka.peft.routes.pinning import checked_gates
+from tucka.peft.targets import NAMES_OF_EXPERTS
 
 __all__ = ["export_lora"]
 
@@ -106,6 +107,7 @@ def _fixed_gates(model: nn.Module, name: str, gates: Any, shape: tuple[int, int]
 
 def _lora_tensors(model: nn.Module, name: str, gates: Tensor) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Build the file's tensors, and the rank of each layer by its name in the base model."""
+    _check_names(model, name)
     saved = get_peft_model_state_dict(model, adapter_name=name)
     ranks: dict[str, int] = {}
     for path, layer in layers_of(model, name):
@@ -134,6 +136,16 @@ def _lora_pair(layer: TuckALayer, name: str, gates: Tensor, path: str) -> tuple[
         _check_convolution(base, layer.experts(name).spec.rank, path)
     up, down = thin_update(layer, name, gates)
     return _over_kernel(base, down, up) if isinstance(base, _CONVOLUTIONS) else (down, up)
+
+
+def _check_names(model: nn.Module, name: str) -> None:
+    """Raise where PEFT's LoRA would put the exported numbers elsewhere: names that it takes for a mixture's experts."""
+    if not any(map(is_experts, model.modules())):
+        return
+    for path, _ in layers_of(model, name):
+        if path.rpartition(".")[2] in NAMES_OF_EXPERTS:
+            rule = "no layers whose names PEFT takes for the weights of the model's experts"
+            raise ConfigError(expected("model", rule, path, where=_WHERE, cure=_MERGE))
 
 
 def _check_convolution(base: Any, rank: int, path: str) -> None:

@@ -40,6 +40,11 @@ def given_route(
     adapter_name : str, optional
         Which adapter; the active one if None.
 
+    Yields
+    ------
+    None
+        While the context is open, the route is in use.
+
     Raises
     ------
     ConfigError
@@ -113,7 +118,7 @@ def _checked(model: nn.Module, name: str, gates: Any) -> Tensor:
 
 
 @torch.no_grad()
-def add_group(model: nn.Module, name: str | None = None, *, adapter_name: str | None = None) -> int:
+def add_group(model: nn.Module, *, name: str | None = None, adapter_name: str | None = None) -> int:
     """Add a group of experts to an adapter without a router: a core for each of its layers, which starts as the base.
 
     The parameters of the cores are new objects afterwards: make the optimiser after this call.
@@ -143,7 +148,7 @@ def add_group(model: nn.Module, name: str | None = None, *, adapter_name: str | 
     >>> from tucka.peft import TuckAConfig
     >>> config = TuckAConfig(r=2, k=2, group_names=["news", "mail"], routing="given", target_modules=["0"])
     >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), config)
-    >>> add_group(model, "chat")
+    >>> add_group(model, name="chat")
     2
     >>> with given_route(model, groups="chat"):
     ...     y = model(torch.ones(2, 4))

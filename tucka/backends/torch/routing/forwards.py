@@ -176,12 +176,12 @@ class Call:
         forward = Forward(self.part, self.module, args, kwargs, parent)
         if forward.grad and not torch.compiler.is_compiling():
             forward.frame = checkpoint_frame()[0]
-        self.scope.begin(forward)
+        self.scope.memory.begin(forward)
         stack = forwards.state.open
         stack.append(forward)
         try:
             output = self.__wrapped__(*args, **kwargs)
-            self.scope.end(forward, output, next(caches_in(_parts_of(output)), None))
+            self.scope.memory.end(forward, output, next(caches_in(_parts_of(output)), None))
         finally:  # whatever ends the call
             del stack[stack.index(forward) :]
         return output

@@ -17,10 +17,8 @@ __all__ = ["audio_mask", "checkpoint_frame", "data_parallel_group", "is_transfor
 
 
 def checkpoint_frame() -> tuple[Any, bool]:
-    """Return torch's object for the checkpointed region around this call, and whether the region is computed again.
-
-    The object is the same in forward and recomputation, and lives as long as the graph. It is None outside of regions.
-    """
+    """Return torch's object for the checkpointed region around this call, and whether the region is computed again."""
+    # The object is the same in forward and recomputation, and lives as long as the graph; None outside of regions.
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
     if hooks is None:
         return None, False

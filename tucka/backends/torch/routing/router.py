@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tucka.backends.torch.checks import check_spec_type, check_tensors
 from tucka.backends.torch.thin import without_autocast
 from tucka.checks import check_count
 from tucka.core.centroids import kaiming_centroids
 from tucka.core.routing import affinity_logits, routing_feature
-from tucka.errors import RouteError, ShapeError, expected
+from tucka.errors import ArrayError, ConfigError, RouteError, ShapeError, expected
 from tucka.spec import TuckerSpec
 
 __all__ = ["Router", "gates_of"]
@@ -70,6 +71,7 @@ class Router(nn.Module):
 
     def __init__(self, spec: TuckerSpec, in_features: int, *, seed: int = 0, count_padding: bool = False) -> None:
         super().__init__()
+        check_spec_type(spec, "Router")
         self.count_padding = count_padding
         self.spec = spec
         self.seed = seed
@@ -84,39 +86,12 @@ class Router(nn.Module):
         self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
 
     def extra_repr(self) -> str:
-        """Describe the router in its module's line.
-
-        Returns
-        -------
-        str
-            Sizes, granularity and affinity.
-        """
+        """Describe the router in its module's line."""
         sizes = f"groups={self.spec.groups}, experts_per_group={self.spec.experts_per_group}"
         return f"{sizes}, in_features={self.in_features}, {self.spec.routing}, {self.spec.affinity}"
 
     def feature(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Average hidden states to the granularity of this router.
-
-        Parameters
-        ----------
-        hidden : Tensor, shape (B, ..., d)
-            Inputs of the first adapted layer.
-        mask : Tensor, shape (B, ...), optional
-            Non-zero where a token counts.
-
-        Returns
-        -------
-        Tensor, shape (d,), (B, d) or (B, ..., d)
-            In float32 at least; for tokens the hidden states themselves. Zero where there is nothing to average: what
-            a layer computes from no rows is empty, whatever its gates.
-
-        Raises
-        ------
-        RouteError
-            If the hidden states are not `in_features` wide, or on another device.
-        ShapeError
-            If `mask` does not have the shape of `hidden` without its last axis.
-        """
+        """Average hidden states (B, ..., d) over unmasked tokens, to (d,), (B, d) or, for tokens, what they are."""
         self._check(hidden)
         mask = None if self.count_padding else mask
         if 0 in hidden.shape:
@@ -144,21 +119,10 @@ class Router(nn.Module):
             raise RouteError(expected("hidden", rule, f"shape {tuple(hidden.shape)}", where="Router", cure=cure))
         if hidden.device != self.centroids.device:
             rule, cure = f"a tensor on {self.centroids.device}, as the router", "Move one of them with .to(device)"
-            raise RouteError(expected("hidden", rule, f"one on {hidden.device}", where="Router", cure=cure))
+            raise ArrayError(expected("hidden", rule, f"one on {hidden.device}", where="Router", cure=cure))
 
     def logits(self, feature: Tensor) -> Tensor:
-        """Compare features with the centroids.
-
-        Parameters
-        ----------
-        feature : Tensor, shape (..., d)
-            From `feature`.
-
-        Returns
-        -------
-        Tensor, shape (..., k, t)
-            Divided by the temperature; in float32 at least.
-        """
+        """Compare features (..., d) with the centroids, to (..., k, t) in float32 at least."""
         center = self._wide(self.center) if self.spec.has_center else None
         dtype = torch.promote_types(feature.dtype, self._wide(self.centroids).dtype)
         center = center if center is None else center.to(dtype)
@@ -170,20 +134,9 @@ class Router(nn.Module):
         return logits
 
     def gates(self, logits: Tensor) -> Tensor:
-        """Choose a group for each decision, and gate its experts.
-
-        Parameters
-        ----------
-        logits : Tensor, shape (..., k, t)
-            From `logits`.
-
-        Returns
-        -------
-        Tensor, shape (..., k, t)
-            Zero outside the chosen group.
-        """
+        """Choose a group for each decision and gate its experts, (..., k, t) to the same shape."""
         bias = None if self.choice_bias is None else self.choice_bias.to(logits.dtype)
-        return gates_of(logits, normalize=self.spec.gate_norm, bias=bias)
+        return gates_of(logits, gate_norm=self.spec.gate_norm, bias=bias)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """Turn hidden states into gates.
@@ -238,28 +191,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, load: Tensor) -> None:
-        r"""Move each group's bias against its load: :math:`b_i \leftarrow b_i + \gamma\,\mathrm{sign}(\bar n - n_i)`.
-
-        Call it after each training step; nothing happens where ``spec.balance_rate`` is zero. Nothing is read back to
-        the host.
-
-        Parameters
-        ----------
-        load : Tensor, shape (k,)
-            How often each group was chosen in the step, on all ranks.
-
-        Raises
-        ------
-        ShapeError
-            If there is not one number for each group.
-
-        Examples
-        --------
-        >>> router = Router(TuckerSpec(groups=2, balance_rate=0.5), in_features=4)
-        >>> router.update_bias(torch.tensor([9, 1]))
-        >>> router.choice_bias
-        tensor([-0.5000,  0.5000])
-        """
+        """Move each group's bias against its load (k,): b_i += balance_rate · sign(mean load − load_i)."""
         if tuple(load.shape) != (self.spec.groups,):
             rule = f"axes (k) with k = {self.spec.groups}"
             raise ShapeError(expected("load", rule, f"shape {tuple(load.shape)}", where="Router.update_bias"))
@@ -270,7 +202,7 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def initialize(self, centroids: Tensor, center: Tensor | None = None) -> None:
-        """Take data-aware centroids over and remember that it was done; a bias on the choice starts from zero again.
+        """Take data-aware centroids over, all or nothing; a bias on the choice starts from zero again.
 
         Parameters
         ----------
@@ -278,11 +210,39 @@ class Router(nn.Module):
             For instance from `tucka.balanced_centroids`.
         center : Tensor, shape (d,), optional
             The centre of the features; zero if None.
+
+        Raises
+        ------
+        ArrayError
+            If one of them is no tensor.
+        ShapeError
+            If one of them has another shape.
+        ConfigError
+            If one of them holds NaN or infinity.
+
+        Examples
+        --------
+        >>> router = Router(TuckerSpec(groups=2), in_features=4)
+        >>> router.initialize(torch.randn(2, 2, 4))
+        >>> bool(router.is_initialized)
+        True
         """
+        center = torch.zeros_like(self.center) if center is None else center
+        given: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+            "centroids": (centroids, tuple(self.centroids.shape)),
+            "center": (center, tuple(self.center.shape)),
+        }
+        check_tensors("Router.initialize", centroids=centroids, center=center)
+        for name, (tensor, shape) in given.items():
+            if tuple(tensor.shape) != shape:
+                got = f"shape {tuple(tensor.shape)}"
+                raise ShapeError(expected(name, f"shape {shape}", got, where="Router.initialize"))
+            if not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+                raise ConfigError(expected(name, "finite numbers", "NaN or infinity", where="Router.initialize"))
         if self.choice_bias is not None:
             self.choice_bias.zero_()
         self.centroids.copy_(centroids)
-        self.center.copy_(torch.zeros_like(self.center) if center is None else center)
+        self.center.copy_(center)
         self.is_initialized.fill_(True)
         self._has_started = True
 
@@ -325,38 +285,13 @@ def _sample_means(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return means, (counts != 0).float()
 
 
-def gates_of(logits: Tensor, *, normalize: bool, bias: Tensor | None = None) -> Tensor:
-    """Choose a group and gate its experts as `tucka.select_gates` does, with a third of its operators.
-
-    Parameters
-    ----------
-    logits : Tensor, shape (..., k, t)
-        In float32 at least.
-    normalize : bool
-        Whether the gates of the chosen group sum to one.
-    bias : Tensor, shape (k,), optional
-        Added to the logits of each group for the choice alone.
-
-    Returns
-    -------
-    Tensor, shape (..., k, t)
-        Zero outside the chosen group.
-
-    References
-    ----------
-    .. [1] arXiv:2511.06859, Eq. (6), (7), (8).
-
-    Examples
-    --------
-    >>> gates_of(torch.tensor([[0.0, 0.0], [9.0, 9.0]]), normalize=True)
-    tensor([[0.0000, 0.0000],
-            [0.5000, 0.5000]])
-    """
+def gates_of(logits: Tensor, *, gate_norm: bool, bias: Tensor | None = None) -> Tensor:
+    """Choose a group and gate its experts as `tucka.select_gates` does, in a third of its operators."""
     groups, experts = logits.shape[-2:]
     compared = logits.detach() if bias is None else logits.detach() + bias[:, None]
     chosen = compared.flatten(-2).argmax(dim=-1, keepdim=True) // experts
     others = (torch.arange(groups, device=logits.device) != chosen)[..., None]
     # Before the scores: what the other groups hold must not reach the gradient, where an infinity would become NaN.
     kept = logits.masked_fill(others, 0.0)
-    scores = nn.functional.logsigmoid(kept).softmax(dim=-1) if normalize else kept.sigmoid()
+    scores = nn.functional.logsigmoid(kept).softmax(dim=-1) if gate_norm else kept.sigmoid()
     return scores.masked_fill(others, 0.0)

@@ -73,10 +73,8 @@ class Fit:
 
 
 def fitted(route: Route, view: View | None, x: Tensor, *, same_tokens: bool, longer: bool) -> Fit | None:
-    """Fit a route to an input (..., d); None where it is not known which rows are whose.
-
-    `same_tokens` says that the route was made from tokens of this kind; `longer` that earlier tokens may be among `x`.
-    """
+    """Fit a route to an input (..., d); None where it is not known which rows are whose."""
+    # `same_tokens`: the route was made from tokens of this kind. `longer`: tokens of earlier calls may be among `x`.
     if route.gates.ndim == 2:
         return Fit(route.gates, View())
     if view is None:

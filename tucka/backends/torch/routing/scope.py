@@ -11,17 +11,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.routing.caches import attach_routes, cached_length, routes_of
 from tucka.backends.torch.routing.forwards import Call, Forward, Forwards, Parent
 from tucka.backends.torch.routing.generation import Generating, Preparing
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import Layout, View, view_of
 from tucka.backends.torch.routing.making import Maker
+from tucka.backends.torch.routing.memory import Memory, after
 from tucka.backends.torch.routing.parts import Anatomy, Part
-from tucka.backends.torch.routing.private import is_transformed
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import Fit, Route, even_mixture, fitted
-from tucka.errors import ConfigError, RouteError, expected
+from tucka.errors import RouteError, expected
 
 __all__ = ["RouteOptions", "RoutingScope", "routing_scope", "scope_of"]
 
@@ -43,12 +42,19 @@ class RoutingScope:
 
     All adapted layers of a model share one scope. Nothing in it is global: two models share no state, and two threads
     of one model share none either. Copying or pickling a model leaves running forwards behind.
+
+    Examples
+    --------
+    >>> scope = RoutingScope()
+    >>> scope.routers("default")
+    {}
     """
 
     def __init__(self) -> None:
         self.key = secrets.token_hex(8)  # by which a cache knows whose routes it carries
         self.forwards = Forwards()
         self.maker = Maker(self)
+        self.memory = Memory(self)
         # By adapter and part of the model: the layer that holds the router, the counts, the latest gates.
         self.owners: dict[str, dict[str, Any]] = {}
         self.options: dict[str, RouteOptions] = {}
@@ -59,7 +65,7 @@ class RoutingScope:
         self.observers: dict[str, Callable[[Router, Tensor, Tensor | None, Tensor], None]] = {}
         self.group: Any = None  # the ranks that route together; None for those of the running DDP, or all
         self._root: nn.Module | None = None
-        self._sees_again = False  # whether any layer sees cached tokens again
+        self.sees_again = False  # whether any layer sees cached tokens again
         self._called: list[nn.Module] = []
         self._handles: list[Any] = []
 
@@ -113,7 +119,7 @@ class RoutingScope:
         self._called.append(root)
         self._handles = [root.register_forward_pre_hook(self._refuse_replicas)]
         layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
-        self._sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
+        self.sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
         for module, part in list(Anatomy(root).calls({layer.tucka_part for layer in layers.values()})):
             Call.put_on(module, self, part)
             Generating.put_on(module, self)
@@ -186,7 +192,7 @@ class RoutingScope:
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
             route = self._with_earlier(adapter, route, view, forward)
         same = layer.tucka_role != "decoder" or adapter not in forward.known
-        found = fitted(self._expanded(route, forward), view, x, same_tokens=same, longer=forward.past != 0)
+        found = fitted(self.expanded(route, forward), view, x, same_tokens=same, longer=forward.past != 0)
         if found is None or (forward.several and not route.given):
             raise self._misfit(layer, x, route, forward)
         return found
@@ -210,13 +216,13 @@ class RoutingScope:
 
     def _with_earlier(self, adapter: str, route: Route, view: View | None, forward: Forward) -> Route:
         """Put the gates of earlier calls' tokens before this call's, up to the length of a cache of fixed size."""
-        gates = _after(forward.earlier.get(adapter), route.gates, forward.past)
+        gates = after(forward.earlier.get(adapter), route.gates, forward.past)
         length = 0 if view is None or view.lead is None else view.lead[1]
         return replace(
             route, gates=nn.functional.pad(gates, (0, 0, 0, 0, 0, max(0, length - gates.shape[1]))), mask=None
         )
 
-    def _expanded(self, route: Route, forward: Forward) -> Route:
+    def expanded(self, route: Route, forward: Forward) -> Route:
         """Repeat a caller's route as generation repeats the rows for its beams."""
         rows, known = forward.inputs.rows, route.rows
         if not route.given or known is None or rows is None or rows == known or rows % known:
@@ -247,123 +253,9 @@ class RoutingScope:
             raise RouteError(expected("route", rule, got, where=self.path(layer), cure=cure))
         return forward
 
-    # What calls tell
-
-    def begin(self, forward: Forward) -> None:
-        """Find the routes that are known when a call of the model begins."""
-        state, parent = self.forwards.state, forward.parent
-        for given in state.given:
-            forward.known.update({name: Route(gates, given=True) for name, gates in given.items()})
-        if parent is not None and parent.part.name == forward.part.name:
-            forward.generation, forward.past, forward.earlier = parent.generation, parent.past, parent.earlier
-            forward.known.update(parent.known)
-            if forward.part.role == "decoder":
-                forward.known.update(
-                    {name: route for name, route in parent.encoded.items() if name not in parent.known}
-                )
-            return
-        if state.generations and state.generations[-1].owns(forward.kwargs):
-            forward.generation = state.generations[-1]
-        self._recall(forward)
-
-    def _recall(self, forward: Forward) -> None:
-        """Look for the route of a generation, of a cache or of an encoder's output that a call continues."""
-        generation = forward.generation
-        if generation is not None and generation.held:
-            forward.known.update(generation.held)
-            return
-        hidden = _encoder_output(forward.kwargs)
-        if hidden is not None:
-            routes = getattr(hidden, "_tucka_routes", {}).get(self.key)
-            if routes is None and generation is not None:
-                routes = generation.expanded(hidden)
-                if routes is not None:
-                    _note_on(hidden, self.key, routes)
-            if routes is not None:
-                forward.encoded.update(routes)
-                forward.known.update(routes)
-            forward.encoder_unknown = routes is None and self._has_role("encoder")
-            return
-        cache = forward.inputs.cache
-        if cache is None:
-            return
-        forward.past = cached_length(cache)
-        found = None if forward.past == 0 else routes_of(cache, self.key)
-        if found is not None:
-            routes = {name: Route(gates) for name, gates in found.routes.items() if name not in forward.known}
-            forward.known.update(routes)
-            forward.earlier = found.tokens
-
-    def _has_role(self, role: str) -> bool:
-        modules = self._root.modules() if self._root is not None else ()
-        return any(getattr(module, "tucka_role", "") == role for module in modules)
-
-    def end(self, forward: Forward, output: Any, cache: Any) -> None:
-        """Keep what later calls need of one that has ended well."""
-        routes = {**forward.routes, **{name: route for name, route in forward.known.items() if name in self.options}}
-        for name, route in routes.items():
-            is_news = name in forward.made or (forward.parent is None and name not in forward.noted)
-            if is_news and not is_transformed(route.gates):
-                self.note(name, forward.part.name, route.gates)
-                forward.noted.add(name)
-        parent = forward.parent
-        if parent is not None and parent.part.name == forward.part.name:
-            self._tell(parent, forward, routes)
-        if forward.part.role == "encoder":
-            averaged = {name: route.averaged() for name, route in routes.items()}
-            self._encoded(forward, output, averaged)
-            return
-        if parent is not None and parent.part.name == forward.part.name:
-            return
-        kept = {name: route for name, route in routes.items() if not self._by_token(name) and not route.documents}
-        generation = forward.generation
-        if generation is not None:
-            generation.prepared = []
-            if not generation.held and forward.part.name == "":
-                generation.held = {name: route.detached() for name, route in kept.items()}
-        cache = forward.inputs.cache if cache is None else cache
-        rows = forward.inputs.rows
-        kept = {name: self._expanded(route, forward) for name, route in kept.items()}
-        kept = {name: route for name, route in kept.items() if route.rows in (None, rows)}
-        tokens = self._all_tokens(forward, routes) if cache is not None and self._sees_again else {}
-        if cache is not None and (kept or tokens) and not any(is_transformed(route.gates) for route in kept.values()):
-            attach_routes(cache, self.key, {name: route.gates.detach() for name, route in kept.items()}, tokens)
-
-    def _all_tokens(self, forward: Forward, routes: dict[str, Route]) -> dict[str, Tensor]:
-        """Return the gates (B, L, k, t) of a call's tokens after those of earlier calls."""
-        found = {}
-        for name, route in routes.items():
-            if route.gates.ndim == 4:
-                found[name] = _after(forward.earlier.get(name), route.gates.detach(), forward.past)
-        return found
-
     def note(self, adapter: str, part: str | None, gates: Tensor) -> None:
         """Remember the latest gates of a part of the model."""
         self.last.setdefault(adapter, {})[part or ""] = gates.detach()
-
-    def _tell(self, parent: Forward, forward: Forward, routes: dict[str, Route]) -> None:
-        """Hand the routes of the model's body on to the call around it, whose head uses them."""
-        parent.noted |= forward.noted
-        if forward.part.role == "encoder":
-            parent.encoded.update({name: route.averaged() for name, route in routes.items()})
-            return
-        parent.several = parent.told and bool(forward.routes)
-        parent.told = parent.told or bool(forward.routes)
-        parent.inputs = forward.inputs
-        parent.routes.update({name: route for name, route in routes.items() if name not in parent.known})
-
-    def _encoded(self, forward: Forward, output: Any, routes: dict[str, Route]) -> None:
-        """Let the routes of an encoder travel with its output, to the decoder that is called with it."""
-        hidden = output[0] if isinstance(output, (tuple, list)) else getattr(output, "last_hidden_state", output)
-        if not isinstance(hidden, Tensor) or torch.compiler.is_compiling():
-            return
-        _note_on(hidden, self.key, routes)
-        generations = self.forwards.state.generations
-        if generations and forward.parent is None:
-            generations[-1].encoded, generations[-1].encoder_output = routes, hidden
-
-    def _by_token(self, adapter: str) -> bool:
-        return any(router.spec.routing == "token" for router in self.routers(adapter).values())
 
     # What callers say
 
@@ -386,24 +278,6 @@ class RoutingScope:
             yield
         finally:
             stack.remove(gates)
-
-
-def _after(earlier: Tensor | None, gates: Tensor, past: int) -> Tensor:
-    return gates if earlier is None or past < 1 else torch.cat([earlier[:, :past], gates], dim=1)
-
-
-def _encoder_output(kwargs: Any) -> Tensor | None:
-    outputs = kwargs.get("encoder_outputs")
-    hidden = (
-        outputs[0] if isinstance(outputs, (tuple, list)) and outputs else getattr(outputs, "last_hidden_state", None)
-    )
-    return hidden if isinstance(hidden, Tensor) else None
-
-
-def _note_on(hidden: Tensor, key: str, routes: dict[str, Route]) -> None:
-    noted = dict(getattr(hidden, "_tucka_routes", {}))
-    noted[key] = routes
-    hidden._tucka_routes = noted  # type: ignore[attr-defined]
 
 
 def scope_of(model: Any) -> RoutingScope:
@@ -440,14 +314,13 @@ def routing_scope(model: Any, *, attention_mask: Tensor | None = None) -> Iterat
     ------
     RouteError
         If the model has no adapted layers.
+
+    Examples
+    --------
+    >>> with routing_scope(RoutingScope()) as scope:
+    ...     scope.routers("default")
+    {}
     """
     scope = scope_of(model)
     with scope.manual(attention_mask):
         yield scope
-
-
-def check_given(adapter: str, gates: Tensor, shape: tuple[int, int]) -> None:
-    """Raise unless a caller's gates have axes (k, t) or (B, k, t)."""
-    if gates.ndim not in (2, 3) or tuple(gates.shape[-2:]) != shape:
-        rule = f"axes (k, t) or (B, k, t) with (k, t) = {shape} for adapter {adapter!r}"
-        raise ConfigError(expected("gates", rule, f"shape {tuple(gates.shape)}", where="given_route"))

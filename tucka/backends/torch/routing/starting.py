@@ -20,10 +20,8 @@ MOST_FEATURES = 2048
 
 
 def features_of(router: Router, hidden: Tensor, mask: Tensor | None) -> Tensor:
-    """Return what a router looks at in inputs (B, ..., d): rows (n, d) of tokens, or of samples that have any.
-
-    Of samples for batch routing too: there are too few batches to tell from them alone how batches vary.
-    """
+    """Return what a router looks at in inputs (B, ..., d): rows (n, d) of tokens, or of samples that have any."""
+    # Of samples for batch routing too: there are too few batches to tell from them alone how batches vary.
     mask = None if router.count_padding else mask
     routing: Routing = "token" if router.spec.routing == "token" else "sample"
     feature: Tensor = routing_feature(hidden.float(), mask=mask, routing=routing)
