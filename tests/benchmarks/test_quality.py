@@ -78,6 +78,16 @@ def test_an_edited_experiment_is_another_one():
     assert experiment(label="New name").key == experiment().key
 
 
+def test_results_of_the_first_default_count_for_batch_routing_and_for_no_other():
+    configs = ({}, {"routing": "batch"}, {"routing": "sample"})
+    keys = [experiment(adapter="TuckAConfig", config={"r": 4, **config}).key for config in configs]
+    assert len(set(keys)) == 3
+    assert keys[1] == "980253dda6f6"  # the hash of {"r": 4} alone
+    folders = (FOLDER, *studies_report.STUDIES.iterdir())
+    asked = {(one.name, one.key) for folder in folders for one in read_all(None, folder)}
+    assert {(one["experiment"], one["key"]) for one in run.read_results(run.RESULTS)} <= asked
+
+
 def test_first_seed_searches_and_the_others_take_the_best_by_validation():
     plan = run.Plan(["sentences"], "quick", [experiment()], [0, 1])
     assert [(one.learning_rate, one.seed) for one in plan.runs([])] == [(1e-2, 0), (1e-1, 0)]

@@ -19,9 +19,8 @@ def test_a_model_of_ones_own_learns_in_both_ways():
     assert max(own_model.main(steps=60)) < 0.5
 
 
-def test_many_tasks_are_learned_and_their_routes_counted():
-    found = many_tasks.main(steps=60)
-    assert list(found) == list(many_tasks.TASKS)
-    for accuracy, load in found.values():
-        assert accuracy > 0.6
-        assert sum(load) == 200
+def test_many_tasks_are_learned_and_a_new_one_leaves_the_others_as_they_are():
+    before, after = many_tasks.main(steps=60)
+    assert list(after) == list(many_tasks.TASKS)
+    assert min(after.values()) > 0.7
+    assert before.items() < after.items()

@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tucka.backends.torch.routing.scope import scope_of
-from tucka.peft import TuckAConfig, expert_load
+from tucka.peft import TuckAConfig, expert_load, initialize_router
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,13 @@ def towards_each_group(router):
 
 
 def stack(routing):
-    """Two layers that PEFT has adapted."""
+    """Two layers that PEFT has adapted, with a router that is started."""
     torch.manual_seed(0)
     base = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     config = TuckAConfig(r=3, k=3, routing=routing, target_modules=["0", "2"], init_weights=False)
-    return peft.get_peft_model(base, config)
+    model = peft.get_peft_model(base, config)
+    initialize_router(model, torch.randn(4, 6, 5, 8), progress=False)
+    return model
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_a_common_decision_calls_the_router_as_a_module(monkeypatch):
     """Else the hooks that gather its parameters would not run."""
     from tucka.backends.torch.routing import ranks
 
-    monkeypatch.setattr(ranks.dist, "all_reduce", lambda tensor: tensor)
+    monkeypatch.setattr(ranks.dist, "all_reduce", lambda tensor, group: tensor)
     model = adapt("bert", dtype=torch.float64, affinity="dot")
     router, calls = scope_of(model).router("default"), []
     router.register_forward_pre_hook(lambda module, args: calls.append(module))

@@ -14,7 +14,7 @@ from tucka.peft import TuckAConfig, TuckALayer, expert_load, last_route, pin_rou
 def two_adapters():
     """A model whose adapters differ in everything, the second one's router on a layer that the first one has too."""
     torch.manual_seed(0)
-    first = TuckAConfig(r=4, k=3, target_modules=["query", "dense"], init_weights=False)
+    first = TuckAConfig(r=4, k=3, routing="batch", target_modules=["query", "dense"], init_weights=False)
     model = get_peft_model(make("bert"), first).eval()
     other = TuckAConfig(
         r=2, k=2, t=3, p=1, alpha=0.5, routing="sample", target_modules=["query", "value"], init_weights=False

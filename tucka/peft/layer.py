@@ -18,6 +18,7 @@ from tucka.backends.torch.base_layers import (
     is_convolution,
     is_experts,
     is_readable,
+    layer_dtype,
     layer_weight,
     step_gain,
     width_of,
@@ -25,6 +26,7 @@ from tucka.backends.torch.base_layers import (
 from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
+from tucka.backends.torch.routing.routes import AS_IT_IS
 from tucka.backends.torch.routing.scope import RoutingScope
 from tucka.errors import RouteError, expected
 from tucka.peft.config import TuckAConfig
@@ -97,6 +99,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = []
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
+        self._checked: tuple[Any, ...] = ()
 
     def update_layer(self, adapter: str, config: TuckAConfig, spec: TuckerSpec, *, owns_router: bool) -> None:
         """Add an adapter, or make it anew; `spec` is the configuration's."""
@@ -184,26 +187,41 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        if not self.disable_adapters and not self.merged:
+        if self._disable_adapters:
+            if self.merged_adapters:
+                self.unmerge()
+        elif not self.merged_adapters:
             x = self._adapted(x)
         return self.base_layer(x, *args, **kwargs)
 
     def _adapted(self, x: Tensor) -> Tensor:
         """Add the updates of all active adapters to the layer's input."""
-        names = [name for name in self.active_adapters if name in self.tucka_experts]
+        active, experts = self._active_adapter, self.tucka_experts._modules
+        names = [active] if isinstance(active, str) else active
+        names = [name for name in names if name in experts]
         if not names:
             return x
-        base, experts = self.get_base_layer(), [self.experts(name) for name in names]
-        # Checked before anything is routed on it.
-        rows = checked_rows(base, x, [parts.basis for parts in experts], self._path)
-        self._check_batch_axis(base, x, names)
+        # Checked before anything is routed on it, once for each kind of input.
+        kind = (x.dtype, x.shape[-1], x.device, active if isinstance(active, str) else tuple(active))
+        rows = x if kind == self._checked else self._checked_rows(x, names, kind)
         result = rows
-        for parts, name in zip(experts, names, strict=True):
+        for name in names:
             fit = self.tucka_scope.fit(name, self, rows)
-            result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates), rows)
-        return from_rows(base, result, x)
+            parts: Any = experts[name]
+            if fit.view is AS_IT_IS:
+                result = parts(result, rows, fit.gates, fit.laid_out)
+            else:
+                result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates, fit.laid_out), rows)
+        return result if rows is x else from_rows(self.get_base_layer(), result, x)
+
+    def _checked_rows(self, x: Tensor, names: list[str], kind: tuple[Any, ...]) -> Tensor:
+        """View an input channels last, or raise where the layer or an adapter does not fit it."""
+        base = self.get_base_layer()
+        rows = checked_rows(base, x, [self.experts(name).basis for name in names], self._path)
+        self._check_batch_axis(base, x, names)
+        if rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
+            vars(self)["_checked"] = kind  # autocast or not, an input of this kind fits
+        return rows
 
     def _check_batch_axis(self, base: nn.Module, x: Tensor, names: list[str]) -> None:
         """Raise where a convolution gets one sample without its axis: the first axis would be taken for samples."""

@@ -53,11 +53,11 @@ def test_a_finite_number_that_overflows_is_refused(large, load, low, part):
 
 def test_it_is_refused_where_the_adapter_is_there_already(large):
     folder = large("cores")
-    model = get_peft_model(base().half(), TuckAConfig(**OPTIONS, init_weights=False))
+    model = get_peft_model(base().half(), TuckAConfig(**OPTIONS, init_weights=False)).eval()
     witness = HalfWitness(model)
     with pytest.raises(CheckpointError, match="float16"):
         model.load_adapter(folder, "default", autocast_adapter_dtype=False)
-    narrow = get_peft_model(base().half(), TuckAConfig(**OPTIONS), autocast_adapter_dtype=False)
+    narrow = get_peft_model(base().half(), TuckAConfig(**OPTIONS), autocast_adapter_dtype=False).eval()
     untouched = HalfWitness(narrow)
     with pytest.raises(CheckpointError, match="float16"):  # widened, but only when the numbers have been written
         narrow.load_adapter(folder, "default")

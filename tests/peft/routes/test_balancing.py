@@ -73,6 +73,7 @@ def test_the_bias_balances_a_router_that_had_collapsed():
 
 def test_a_forward_leaves_the_bias_alone_and_without_a_rate_there_is_none():
     model = adapt("bert", balance_rate=0.1).train()
+    initialize_router(model, BATCHES[:1], progress=False)
     before = snapshot(model)
     loss_of(model, inputs_for("bert")).backward()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

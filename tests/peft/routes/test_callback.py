@@ -55,7 +55,9 @@ class Loads(TrainerCallback):
 def test_the_callback_moves_the_bias_after_each_step_by_the_load_of_training_alone(tmp_path):
     model, loads, routed = adapt("bert", routing="sample", balance_rate=0.5), Loads(), []
     initialize_router(model, BATCHES[:1], progress=False)
-    scope_of(model).observers["default"] = lambda x, mask, gates: routed.append((model.training, gates.detach()))
+    scope_of(model).observers["default"] = lambda router, x, mask, gates: routed.append(
+        (model.training, gates.detach())
+    )
     # An evaluation after every step routes too, and must not count.
     evaluated = {"eval_strategy": "steps", "eval_steps": 1, "per_device_eval_batch_size": 24}
     trained(model, tmp_path, RouterCallback(progress=False), loads, steps=3, **evaluated)

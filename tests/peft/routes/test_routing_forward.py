@@ -9,16 +9,8 @@ from torch import nn
 from transformers import BertModel
 
 from support.adapting import visible, watched
-from support.tiny_models import (
-    VISION_TOWER,
-    WIDTH,
-    bert_config,
-    clip,
-    inputs_for,
-    output_of,
-    text,
-    vectors,
-)
+from support.refusals import refused
+from support.tiny_models import WIDTH, bert_config, inputs_for, make, output_of, text, vectors
 from tucka.backends.torch import routing_scope
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError
@@ -33,7 +25,7 @@ routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 @torch.no_grad()
 def test_the_first_layer_that_runs_routes_and_not_the_first_one_registered():
     model = visible("opt")
-    owner = scope_of(model).owners["default"]
+    owner = scope_of(model).owners["default"][""]
     attention = model.base_model.model.model.decoder.layers[0].self_attn
     assert owner is attention.k_proj
     order = []
@@ -46,35 +38,38 @@ def test_the_first_layer_that_runs_routes_and_not_the_first_one_registered():
     assert order[0] is not owner
 
 
-def test_two_towers_of_different_widths_are_an_error_that_names_the_ways_out():
-    model = get_peft_model(clip(), TuckAConfig(r=4, target_modules=["q_proj"]))
-    with pytest.raises(RouteError, match=r"vision_model.*Adapt one tower only .* router_module"):
-        model(**inputs_for("clip"))
-
-
 @torch.no_grad()
-def test_router_module_chooses_the_tower():
-    options = {"r": 4, "target_modules": ["q_proj"]}
+def test_router_module_names_the_layer_that_makes_the_route():
     torch.manual_seed(0)
-    layer = "{}_model.encoder.layers.0.self_attn.q_proj"
-    vision = get_peft_model(clip(), TuckAConfig(router_module=layer.format("vision"), **options))
-    vision(**inputs_for("clip"))
-    assert scope_of(vision).router("default").in_features == 24
-    late = get_peft_model(clip(), TuckAConfig(router_module=layer.format("text"), **options))
-    with pytest.raises(RouteError, match=r"router_module, text_model.* to run first"):
-        late(**inputs_for("clip"))
+    options = {"r": 4, "routing": "sample", "target_modules": ["q_proj", "v_proj"]}
+    first = get_peft_model(make("llama"), TuckAConfig(router_module="layers.0.self_attn.q_proj", **options))
+    first(**text())
+    assert last_route(first).shape == (3, 2, 2)
+    late = get_peft_model(make("llama"), TuckAConfig(router_module="layers.1.self_attn.q_proj", **options))
+    with refused(RouteError, "route", "router_module | layers.1.self_attn.q_proj | to run first | layers.0.self_attn"):
+        late(**text())
 
 
+class Repeating(nn.Module):
+    """A model whose second layer gets each row twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)).repeat_interleave(2, dim=0))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, WIDTH), (4, 2, WIDTH), (1, 4, WIDTH), (2, 2, WIDTH)], ids=str)
+@pytest.mark.parametrize("routing", ["sample", "token"])
 @torch.no_grad()
-def test_rows_that_cannot_be_matched_are_an_error_that_names_the_module():
-    model = get_peft_model(clip(24, 24), TuckAConfig(r=4, target_modules=["q_proj"], routing="sample"))
-    inputs = {**inputs_for("clip"), "return_loss": False}
-    model(**inputs)  # as many texts as pictures: pairs
-    inputs["pixel_values"] = inputs["pixel_values"][:2]
-    with pytest.raises(RouteError, match=r"route of 2 samples.*text_model.*exclude_modules"):
-        model(**inputs)
-    one = get_peft_model(clip(24, 24), TuckAConfig(r=4, target_modules=VISION_TOWER, routing="sample"))
-    one(**inputs)
+def test_rows_that_cannot_be_matched_are_an_error_that_names_the_module(routing, shape):
+    options = {"r": 3, "target_modules": ["first", "second"]}
+    model = get_peft_model(Repeating(), TuckAConfig(routing=routing, **options))
+    with refused(RouteError, "route", f"{shape[0]} samples | (second) | exclude_modules | routing='batch'"):
+        model(torch.randn(shape))
+    assert get_peft_model(Repeating(), TuckAConfig(routing="batch", **options))(torch.randn(shape)) is not None
 
 
 @routings
@@ -88,7 +83,7 @@ def test_layers_without_a_token_axis_take_the_mean_of_their_sample(routing):
     seen = {}
     pooler = model.base_model.model.pooler.dense
     pooler.register_forward_hook(
-        lambda module, args, out: seen.update(gates=scope_of(model).gates("default", module, args[0]))
+        lambda module, args, out: seen.update(gates=scope_of(model).fit("default", module, args[0]).gates)
     )
     model(**inputs)
     route = last_route(model)
@@ -124,8 +119,11 @@ def test_several_token_axes(routing):
         alone = torch.stack([model(token.reshape(1, 1, 1, WIDTH))[0, 0, 0] for token in x.reshape(-1, WIDTH)])
         torch.testing.assert_close(output.reshape(-1, WIDTH), alone)
     else:
-        model(x.flatten(1, 2)[:, None])
-        torch.testing.assert_close(last_route(model), last_route(model))
+        route = last_route(model)
+        torch.testing.assert_close(model(x.flatten(1, 2)[:, None]), output.flatten(1, 2)[:, None])
+        torch.testing.assert_close(last_route(model), route)
+        model(x[:, :2])  # of fewer tokens
+        assert not torch.allclose(last_route(model), route)
 
 
 @routings
@@ -194,50 +192,69 @@ def test_torchs_fast_path_does_not_pass_the_adapter_by():
     torch.testing.assert_close(model.eval()(x), model.train()(x))
 
 
-# When there is no route to use
+# Calls of parts of a model, and of layers by themselves
 
 
 @torch.no_grad()
 def test_a_layer_called_by_itself_names_its_path_and_the_cure():
     model, inputs = visible("llama"), inputs_for("llama")
-    backbone = model.base_model.model.model
-    layer = backbone.layers[1].self_attn.v_proj
-    message = r"model\.layers\.1\.self_attn\.v_proj.*routing_scope\(model\)"
+    layer = model.base_model.model.model.layers[1].self_attn.v_proj
     for _ in range(2):  # before a forward, and after one has ended
-        with pytest.raises(RouteError, match=message):
+        with refused(RouteError, "route", "model.layers.1.self_attn.v_proj | routing_scope(model)"):
             layer(torch.zeros(1, WIDTH))
-        with pytest.raises(RouteError, match=r"model\.layers\.0\.self_attn\.q_proj"):
-            backbone(input_ids=inputs["input_ids"])
         output_of(model, inputs)
 
 
+@routings
 @torch.no_grad()
-def test_a_block_of_a_routing_scope_is_one_forward():
-    model, inputs = visible("llama"), text(batch=2)
+def test_a_backbone_called_by_itself_routes_as_inside_of_its_model(routing):
+    model, inputs = visible("llama", routing), text(batch=2)
     inputs["attention_mask"][0, 4:] = 0
-    expected = model(**inputs)
+    logits = model(**inputs).logits
     route, made = last_route(model), watched(model)
     root = model.base_model.model
-    with routing_scope(root, attention_mask=inputs["attention_mask"]):
-        hidden = root.model(**inputs).last_hidden_state
-        assert torch.equal(root.lm_head(hidden), expected.logits)
-        assert torch.equal(model(**inputs).logits, expected.logits)
-    assert len(made) == 1
+    hidden = root.model(**inputs).last_hidden_state
+    assert torch.equal(root.lm_head(hidden), logits)
     assert torch.equal(last_route(model), route)
-    with pytest.raises(RouteError):
-        root.model(**inputs)
+    assert len(made) == 1
+
+
+@routings
+@torch.no_grad()
+def test_an_encoder_called_by_itself_hands_its_route_on_with_its_output(routing):
+    model, inputs = visible("t5", routing), text(batch=2)
+    inputs["attention_mask"][0, 4:] = 0
+    expected = model(**inputs, decoder_input_ids=inputs["input_ids"]).logits
+    route, made = last_route(model), watched(model)
+    hidden = model.get_encoder()(**inputs)
+    assert torch.equal(last_route(model), route)
+    output = model(encoder_outputs=hidden, decoder_input_ids=inputs["input_ids"], **inputs)
+    torch.testing.assert_close(output.logits, expected)
+    assert len(made) == 1
+    copied = type(hidden)(last_hidden_state=hidden.last_hidden_state.clone())
+    if routing != "token":
+        with refused(RouteError, "route", "encoder_outputs | given_route"):
+            model(encoder_outputs=copied, decoder_input_ids=inputs["input_ids"], **inputs)
 
 
 @torch.no_grad()
-def test_an_encoder_by_itself_works_inside_a_routing_scope():
-    model, inputs = visible("t5"), text(batch=2)
-    expected = model(**inputs, decoder_input_ids=inputs["input_ids"]).logits
-    with pytest.raises(RouteError, match=r"encoder\.block\.0"):
-        model.get_encoder()(**inputs)
-    with routing_scope(model, attention_mask=inputs["attention_mask"]):
-        hidden = model.get_encoder()(**inputs)
-        output = model(encoder_outputs=hidden, decoder_input_ids=inputs["input_ids"], **inputs)
-    torch.testing.assert_close(output.logits, expected)
+def test_layers_called_inside_of_a_routing_scope_are_one_forward():
+    model, x = visible("plain", "sample"), torch.randn(3, 5, WIDTH)
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+    root, made = model.base_model.model, watched(model)
+    with routing_scope(model, attention_mask=mask):
+        first = root.first(x)
+        inside = root.head(torch.tanh(root.second(torch.tanh(first))))
+        other = model(x.flip(0))  # a forward of its own, inside too
+        assert torch.equal(root.first(x), first)
+    assert [int(mask is not None) for _, mask, _ in made] == [1, 0]
+    torch.testing.assert_close(made[0][0], x)
+    assert not torch.allclose(made[1][2].flip(0), made[0][2])
+    assert torch.equal(other, model(x.flip(0)))
+    with routing_scope(root, attention_mask=mask):  # the route is that of the first layer's input alone
+        torch.testing.assert_close(root.head(torch.tanh(root.second(torch.tanh(root.first(x))))), inside)
+    with pytest.raises(RouteError):
+        root.first(x)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

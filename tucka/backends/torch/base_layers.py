@@ -22,6 +22,7 @@ __all__ = [
     "is_convolution",
     "is_experts",
     "is_readable",
+    "layer_dtype",
     "layer_weight",
     "open_weight",
     "step_gain",
@@ -149,6 +150,12 @@ def layer_weight(layer: nn.Module) -> Any:
         if isinstance(found, nn.Parameter) and found.ndim == 3 and isinstance(down, nn.Parameter) and down.ndim == 3:
             return found
     return None
+
+
+def layer_dtype(layer: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a layer's weight, if it is an ordinary parameter."""
+    weight = layer_weight(layer)
+    return weight.dtype if type(weight) is nn.Parameter else None
 
 
 def open_weight(layer: nn.Module, width: int) -> Tensor | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
-from tucka.backends.torch.thin import add_product, project, wide_dtype, without_autocast
+from tucka.backends.torch.thin import add_product, compute_dtype, project, turned, wide_dtype, without_autocast
 
-__all__ = ["add_gated_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
+__all__ = ["LaidOut", "add_gated_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
 
 # Nothing here reads a tensor back to the host, so all of it runs inside CUDA graphs and `torch.compile`. All functions
 # have second derivatives and forward-mode ones, and work under `torch.func`.
@@ -172,17 +174,59 @@ def add_gated_update(
     return _finish(base, x, rows, spread @ stacked, basis)
 
 
+class LaidOut:
+    """What all calls with one route have in common: the mixed core and the turned basis, in the dtype of the input."""
+
+    def __init__(
+        self,
+        cores: Tensor,  # (k, p, r, r)
+        expert_factor: Tensor,  # (t, p)
+        basis: Tensor,  # (d, r)
+        gates: Tensor,  # (k, t) or (B, k, t)
+        x: Tensor,  # (..., d)
+        *,
+        alpha: float,
+    ) -> None:
+        dtype = compute_dtype(x)
+        self._sources = (cores, expert_factor, basis, gates)
+        self._state = self._state_of(x)
+        self._turned = turned(basis, dtype)
+        mixed = _mixed(cores, expert_factor, gates)
+        self._core = (mixed if alpha == 1 else alpha * mixed).to(dtype)
+
+    def _state_of(self, x: Tensor) -> tuple[Any, ...]:
+        return (compute_dtype(x), *((part._version, part.data_ptr()) for part in self._sources))
+
+    def is_of(self, cores: Tensor, expert_factor: Tensor, basis: Tensor, gates: Tensor, x: Tensor) -> bool:
+        """Tell whether the parts are the ones that this was made of, and have not changed since."""
+        known = self._sources
+        same = known[0] is cores and known[1] is expert_factor and known[2] is basis and known[3] is gates
+        return same and self._state == self._state_of(x)
+
+    def add_update(self, base: Tensor, x: Tensor) -> Tensor:
+        """Add the update of `x` (..., d) to `base` (..., d), bit for bit as `add_gated_update` does."""
+        core, basis = self._core, self._turned
+        rows = x.reshape(-1, x.shape[-1]).to(core.dtype)
+        inner = rows @ basis.t()
+        inner = inner @ core if core.ndim == 2 else _by_sample(inner, core)
+        return torch.addmm(rows if base is x else base.reshape(rows.shape).to(core.dtype), inner, basis).reshape(
+            base.shape
+        )
+
+
+def _by_sample(inner: Tensor, core: Tensor) -> Tensor:
+    """Multiply rows (N, r) by the core (B, ..., r, r) of their sample."""
+    rank = core.shape[-1]
+    sets = core.reshape(-1, rank, rank)
+    return torch.bmm(inner.reshape(sets.shape[0], -1 if inner.numel() else 0, rank), sets).reshape(-1, rank)
+
+
 def _add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float) -> Tensor:
     """Add the update of `x` (..., d) by a mixed core (..., r, r) to `base` (..., d)."""
-    rank = basis.shape[1]
     inner, rows = project(x, basis)
     # Scaled here, where there are r² numbers and not N·r or N·d.
     core = (mixed_core if alpha == 1 else alpha * mixed_core).to(inner.dtype)
-    if core.ndim > 2:
-        sets = core.reshape(-1, rank, rank)
-        inner = torch.bmm(inner.reshape(sets.shape[0], -1 if x.numel() else 0, rank), sets).reshape(-1, rank)
-    else:
-        inner = inner @ core
+    inner = inner @ core if core.ndim == 2 else _by_sample(inner, core)
     return _finish(base, x, rows, inner, basis)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, open_weight, step_gain, width_of
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
-from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.functional import LaidOut, add_gated_update
 from tucka.errors import RouteError, expected
 from tucka.spec import TuckerSpec
 
@@ -89,9 +89,14 @@ class ExpertParts(nn.Module):
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
-    def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
+    def forward(self, base: Tensor, x: Tensor, gates: Tensor, laid_out: dict[Any, Any] | None = None) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
         cores, expert_factor, basis = self.factors()
+        if laid_out is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            known = laid_out.get(id(self))
+            if known is None or not known.is_of(cores, expert_factor, basis, gates, x):
+                known = laid_out[id(self)] = LaidOut(cores, expert_factor, basis, gates, x, alpha=self.spec.alpha)
+            return known.add_update(base, x)
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
 
 

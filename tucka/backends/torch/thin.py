@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["add_product", "compute_dtype", "has_autocast", "project", "wide_dtype", "without_autocast"]
+__all__ = ["add_product", "compute_dtype", "has_autocast", "project", "turned", "wide_dtype", "without_autocast"]
 
 # Left to automatic differentiation, these products cost twice what they need. Here a basis is turned once in each pass
-# (see `_turned`), and the gradient of x is summed inside the product's own kernel (see `project`). What is kept for the
+# (see `turned`), and the gradient of x is summed inside the product's own kernel (see `project`). What is kept for the
 # backward is x as it was given, strided or to be cast: layers that read the same input keep one copy between them.
 # A compiler sees the plain products and makes its own choices; without gradients nothing is recorded.
 
@@ -68,11 +68,11 @@ def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
     return _AddProduct.apply(rows, inner, basis)  # type: ignore[no-any-return]
 
 
-def _turned(basis: Tensor, dtype: torch.dtype) -> Tensor:
+def turned(basis: Tensor, dtype: torch.dtype) -> Tensor:
     """Return Uᵀ (r, d), laid out for thin products."""
     # A (d, r) basis lies in memory the wrong way round for a CPU's matrix product. The turned copy is never kept.
-    turned = basis.to(dtype).t()
-    return turned.contiguous() if turned.device.type == "cpu" else turned
+    transposed = basis.to(dtype).t()
+    return transposed.contiguous() if transposed.device.type == "cpu" else transposed
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -91,7 +91,7 @@ class _Project(torch.autograd.Function):
     @_signed
     def forward(x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
-        return rows @ _turned(basis, dtype).t(), rows.view_as(rows)
+        return rows @ turned(basis, dtype).t(), rows.view_as(rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
@@ -107,8 +107,8 @@ class _Project(torch.autograd.Function):
         of_inner, of_rows = gradients
         of_x, of_basis = of_rows, None
         if of_inner is not None and ctx.needs_input_grad[0]:
-            turned = _turned(basis, ctx.dtype)
-            of_x = of_inner @ turned if of_rows is None else torch.addmm(of_rows, of_inner, turned)
+            laid = turned(basis, ctx.dtype)
+            of_x = of_inner @ laid if of_rows is None else torch.addmm(of_rows, of_inner, laid)
         if of_inner is not None and ctx.needs_input_grad[1]:
             rows = x.reshape(-1, x.shape[-1]).to(ctx.dtype)
             of_basis = (of_inner.t() @ rows).t().to(basis.dtype)
@@ -130,7 +130,7 @@ class _AddProduct(torch.autograd.Function):
     @staticmethod
     @_signed
     def forward(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
-        return torch.addmm(rows, inner, _turned(basis, rows.dtype))
+        return torch.addmm(rows, inner, turned(basis, rows.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:  # noqa: ARG004
@@ -144,7 +144,7 @@ class _AddProduct(torch.autograd.Function):
         (gradient,) = gradients
         of_inner = of_basis = None
         if ctx.needs_input_grad[1]:
-            of_inner = gradient @ _turned(basis, gradient.dtype).t()
+            of_inner = gradient @ turned(basis, gradient.dtype).t()
         if ctx.needs_input_grad[2]:
             of_basis = (inner.t() @ gradient).t().to(basis.dtype)
         return gradient, of_inner, of_basis

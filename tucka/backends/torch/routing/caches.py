@@ -41,7 +41,7 @@ class _Followed:
 
     def __init__(self, cache: Any, name: str) -> None:
         self.cache = cache
-        self.name = name
+        self.name = self.__name__ = name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the cache's own operation, and let the routes follow."""

@@ -16,7 +16,7 @@ from tucka.backends.torch.routing.generation import Generation
 from tucka.backends.torch.routing.inputs import Inputs, caches_in, read_inputs
 from tucka.backends.torch.routing.parts import Part
 from tucka.backends.torch.routing.private import checkpoint_frame
-from tucka.backends.torch.routing.routes import Route
+from tucka.backends.torch.routing.routes import Fit, Route
 
 __all__ = ["Call", "Forward", "Forwards", "Parent"]
 
@@ -46,6 +46,7 @@ class Forward:
         self.routes: dict[str, Route] = {}
         self.known: dict[str, Route] = {}  # the routes that were known when the call began
         self.encoded: dict[str, Route] = {}  # those that an encoder inside has made
+        self.fits: dict[Any, Fit] = {}  # by adapter and shape of the input
         self.made: set[str] = set()  # the adapters whose route was made in this very call
         self.noted: set[str] = set()  # those whose latest route has been noted, here or in a call inside
         self.told = False  # whether a call of the model's body inside has ended
@@ -86,7 +87,7 @@ class Forward:
         """Return a copy for recomputations: it holds no graph, which would hold what holds the copy."""
         if self.again is None:
             self.again = copy = Forward(self.part, None, (), {}, None)
-            copy.inputs = replace(self.inputs, main=None, labels=None, cache=None)
+            copy.inputs = replace(self.inputs, main=None, others={}, labels=None, cache=None)
             copy.past, copy.encoder_unknown, copy.grad = self.past, self.encoder_unknown, self.grad
             copy.generation = self.generation
             for name in ("routes", "known"):

@@ -25,6 +25,7 @@ class Generation:
         self.encoded: dict[str, Route] = {}
         self.encoder_output: Tensor | None = None
         self.prepared: list[Tensor] = []
+        self.laid_out: dict[Any, Any] = {}  # by layer and adapter: mixed cores and turned bases
 
     def owns(self, kwargs: Mapping[str, Any]) -> bool:
         """Tell whether a call of the model is this generation's own: its inputs were prepared just before."""

@@ -6,16 +6,13 @@ import functools
 import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.routing.private import audio_mask
-from tucka.errors import RouteError, expected
-
-__all__ = ["Inputs", "caches_in", "fitting_mask", "read_inputs"]
+__all__ = ["Inputs", "caches_in", "read_inputs"]
 
 # Inputs whose second axis counts no tokens of the layers inside: pixels, samples of sound, spectra.
 _RAW = ("pixel", "input_values", "input_features", "audio", "image", "video", "waveform", "spectro")
@@ -23,7 +20,6 @@ _RAW = ("pixel", "input_values", "input_features", "audio", "image", "video", "w
 _PADDING = ("src_key_padding_mask", "key_padding_mask")
 _KEPT = ("attention_mask", "pixel_mask", "pixel_attention_mask")
 _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
-_FULL = "full_attention"
 
 
 @dataclass
@@ -35,6 +31,7 @@ class Inputs:
     mask: Any = None  # true where a token counts; as it was given
     positions: Tensor | None = None  # explicit positions (B, S), which restart at each document
     lengths: Tensor | None = None  # cumulated lengths of documents that share one row
+    others: Mapping[str, Any] = field(default_factory=dict)  # all arguments by their names
     labels: Tensor | None = None
     cache: Any = None
     main: Tensor | None = None
@@ -67,7 +64,7 @@ def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Read a call of a module."""
     named = _named(module, args, kwargs)
     name, main = _main_input(module, args, named)
-    found = Inputs(main=main)
+    found = Inputs(main=main, others=named)
     if main is not None:
         found.device = main.device
         found.rows, found.tokens = _sizes(name, main)
@@ -155,46 +152,3 @@ def caches_in(values: Any) -> Iterator[Any]:
     for value in values if isinstance(values, (tuple, list)) or not isinstance(values, Tensor) else ():
         if hasattr(value, "get_seq_length") and not isinstance(value, nn.Module):
             yield value
-
-
-def fitting_mask(inputs: Inputs, model: nn.Module, x: Tensor, *, past: bool) -> Tensor | None:
-    """Convert the mask of a call to one for the tokens of `x` (B, T, ..., d), shape (B, T, ...); None if all count."""
-    mask = inputs.mask
-    if isinstance(mask, Mapping):  # one for each kind of layer
-        mask = mask.get(_FULL)
-    if mask is None or x.ndim < 3:
-        return None
-    if not isinstance(mask, Tensor):
-        raise _unusable(model, type(mask).__name__)
-    rows, tokens = x.shape[0], x.shape[1]
-    if mask.ndim == 3 and x.ndim == 4 and mask.shape[0] == rows:  # of pixels: as the models themselves shrink it
-        return nn.functional.interpolate(mask[None].float(), size=x.shape[1:3])[0] != 0
-    if mask.ndim > 2:
-        mask = _attended_keys(mask)
-        if not past and mask.shape[1] > tokens:  # a cache of fixed size, of which the tokens fill the beginning
-            mask = mask[:, :tokens]
-    if mask.ndim != 2 or mask.shape[0] not in (1, rows):
-        raise _unusable(model, f"shape {tuple(mask.shape)} for inputs {tuple(x.shape)}")
-    mask = mask.expand(rows, -1).to(x.device)
-    if past and mask.shape[1] > tokens:
-        mask = mask[:, mask.shape[1] - tokens :]
-    if mask.shape[1] != tokens:
-        converted = audio_mask(model, mask, tokens) if inputs.tokens is None else None
-        if converted is None or tuple(converted.shape) != (rows, tokens):
-            raise _unusable(model, f"shape {tuple(mask.shape)} for inputs {tuple(x.shape)}")
-        mask = converted
-    return mask
-
-
-def _attended_keys(mask: Tensor) -> Tensor:
-    """Say which tokens any other attends to, from a mask (B, ..., queries, keys): the tokens that are no padding."""
-    kept = mask != 0
-    if mask.is_floating_point():  # ones and zeros, or zeros and large negative numbers
-        kept = torch.where((mask > 0).any(), mask > 0, mask == 0)
-    return kept.flatten(1, -2).any(dim=1)
-
-
-def _unusable(model: nn.Module, got: str) -> RouteError:
-    rule = "a mask that tells padding from tokens: (B, S), (B, queries, keys) or (B, heads, queries, keys)"
-    cure = "Route by token (routing='token'), give the route (given_route), or pass another mask"
-    return RouteError(expected("attention_mask", rule, got, where=type(model).__name__, cure=cure))

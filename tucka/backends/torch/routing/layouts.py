@@ -23,6 +23,7 @@ class Layout(StrEnum):
         "as the parent says"  # of a sample if the parent was called with this very tensor, else of none
     )
     CACHED_TOKENS = "cached tokens"  # (B, 1, L, d): all tokens that the cache holds, earlier calls' among them
+    OTHER_TOKENS = "other tokens"  # (B, T, d): of another sequence, which the layer's attention looks at
     DISPATCHED = "dispatched"  # the tokens that a mixture sends to one of its experts
     UNKNOWN = "unknown"
 
@@ -70,6 +71,8 @@ _POSITIONS = (
     "prompt_trans",
 )
 # Of multi-head latent attention: the projection of the latents that the cache holds, old ones and new ones alike.
+_OF_OTHERS = ("k_proj", "v_proj", "key", "value", "k", "v", "kv", "kv_proj", "c_attn", "k_lin", "v_lin")
+_CROSSING = ("crossattention", "cross_attn", "cross_attention", "encoder_attn", "encdecattention", "encoder_attention")
 _LATENTS = ("kv_b_proj",)
 
 
@@ -86,6 +89,8 @@ def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) 
         return Layout.DISPATCHED
     if set(names) & set(_POSITIONS):
         return Layout.NO_SAMPLE
+    if names[-1] in _OF_OTHERS and any(mark in name.lower() for name in names[:-1] for mark in _CROSSING):
+        return Layout.OTHER_TOKENS
     if names[-1] in _LATENTS:
         return Layout.CACHED_TOKENS
     for module, _ in reversed(around):

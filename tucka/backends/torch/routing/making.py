@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
-from tucka.backends.torch.routing.inputs import Inputs, fitting_mask
+from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import Layout, view_of
-from tucka.backends.torch.routing.parts import is_causal
+from tucka.backends.torch.routing.masks import fitting_mask
+from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
 from tucka.backends.torch.routing.private import is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
 from tucka.backends.torch.routing.router import Router
@@ -48,12 +49,16 @@ class Maker:
             raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
         rows = x if view is None else Fit(x, view).rows(x)
         with outside_checkpoints():
-            mask = self._mask(adapter, layer, rows, forward, by_token=by_token)
+            mask, is_known = self._mask(adapter, layer, rows, forward, by_token=by_token)
             documents = self._documents(router, layer, rows, forward, mask)
             gates = self._gates(adapter, layer, router, rows, mask, documents)
             if not is_transformed(gates):
                 self._count(adapter, layer.tucka_part, count_groups(gates, mask))
-        route = Route(gates, mask, documents=documents is not None)
+        # The average of a continuing text would tell each token of later ones, and change with the cache.
+        is_text = (
+            by_token and self.scope.root is not None and is_decoder_only(self.scope.root) and not forward.part.name
+        )
+        route = Route(gates, mask, documents=documents is not None, averages=is_known and not is_text)
         forward.set_route(adapter, route)
         if adapter in self.scope.observers:
             self.scope.observers[adapter](router, rows, mask, gates)
@@ -86,8 +91,10 @@ class Maker:
             cure = "Call tucka.peft.initialize_router(model, batches) before that; now it trains from random directions"
             warnings.warn(expected("router", rule, "none", cure=cure), stacklevel=2)
 
-    def _mask(self, adapter: str, layer: Any, rows: Tensor, forward: Forward, *, by_token: bool) -> Tensor | None:
-        """Say which tokens of an input (B, S, d) count."""
+    def _mask(
+        self, adapter: str, layer: Any, rows: Tensor, forward: Forward, *, by_token: bool
+    ) -> tuple[Tensor | None, bool]:
+        """Say which tokens of an input (B, S, d) count, and whether that is known."""
         inputs: Inputs = forward.inputs
         generation = forward.generation
         widened = isinstance(inputs.mask, Mapping) or getattr(inputs.mask, "ndim", 0) > 2
@@ -99,15 +106,15 @@ class Maker:
         except RouteError:
             if not by_token:  # no average is taken there
                 raise
-            mask = None
+            return None, False
         if by_token:
-            return mask
+            return mask, True
         prompt = None if generation is None or layer.tucka_role or rows.ndim != 3 else generation.prompt_tokens
         if prompt is not None and rows.shape[1] > prompt:  # candidates of assisted decoding follow the prompt
             mask = first_tokens(mask, rows.shape[0], rows.shape[1], prompt, rows.device)
         if self.scope.options[adapter].prompt_only:
             mask = self._before_labels(adapter, layer, rows, forward, mask)
-        return mask
+        return mask, True
 
     def _before_labels(
         self, adapter: str, layer: Any, rows: Tensor, forward: Forward, mask: Tensor | None

@@ -86,7 +86,8 @@ class Anatomy:
         towers: list[str] = []
         for path, module in self.root.named_modules() if inner else ():
             own = getattr(module, "config", None)
-            if id(own) not in inner or own is self.text or path in self.halves.values() or not path:
+            in_half = any(_is_inside(path, half) for half in self.halves.values())
+            if id(own) not in inner or own is self.text or in_half or not path:
                 continue
             around = [tower for tower in towers if _is_inside(path, tower)]
             outer = self.root.get_submodule(around[-1]) if around else None

@@ -13,7 +13,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachingTorchDispatchMode
 
-__all__ = ["audio_mask", "checkpoint_frame", "data_parallel_group", "is_transformed", "outside_checkpoints"]
+__all__ = [
+    "audio_mask",
+    "checkpoint_frame",
+    "data_parallel_group",
+    "is_transformed",
+    "outside_checkpoints",
+    "pooled_mask",
+]
 
 
 def checkpoint_frame() -> tuple[Any, bool]:
@@ -66,6 +73,15 @@ def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
         return None
     converted: Tensor = convert(length, mask)
     return converted
+
+
+def pooled_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
+    """Convert a mask of characters (B, S) to one of pooled characters (B, length) by the model's own function."""
+    convert = getattr(model, "_downsample_attention_mask", None)
+    if not callable(convert):
+        return None
+    pooled: Tensor = convert(mask, downsampling_rate=model.config.downsampling_rate)
+    return pooled if pooled.shape[1] == length else None
 
 
 def data_parallel_group() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from tucka.backends.torch.routing.alignment import mean_over_tokens
 from tucka.backends.torch.routing.layouts import View
 
-__all__ = ["Fit", "Route", "even_mixture"]
+__all__ = ["AS_IT_IS", "Fit", "Route", "even_mixture"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +23,7 @@ class Route:
     mask: Tensor | None = None  # (B, S), the tokens that count where token gates are averaged
     documents: bool = False  # token gates that belong to documents, of which several share a row
     given: bool = False  # by the caller
+    averages: bool = True  # whether token gates may be averaged: their mask is known, and no token comes later
 
     @property
     def rows(self) -> int | None:
@@ -52,12 +54,17 @@ class Route:
         return replace(self, gates=gates.requires_grad_(self.gates.requires_grad) if leaf else gates)
 
 
+# The view of inputs whose first axis counts samples already.
+AS_IT_IS = View()
+
+
 @dataclass(frozen=True, eq=False)
 class Fit:
     """Gates for one layer's input, and how to see the input so that its leading axes are those of the gates."""
 
     gates: Tensor
     view: View
+    laid_out: dict[Any, Any] | None = None  # where a generation keeps what its calls have in common
 
     def rows(self, x: Tensor) -> Tensor:
         """Bring an input (..., d) into the view."""
@@ -69,16 +76,20 @@ class Fit:
         if self.view.lead is not None:
             shape = (x.shape[1], x.shape[0], *x.shape[2:]) if self.view.swap else x.shape
             rows = rows.reshape(shape)
-        return rows.transpose(0, 1) if self.view.swap else rows
+        if not self.view.swap:
+            return rows
+        # Laid out in memory as x, so that the layer rounds in the same way.
+        return rows.transpose(0, 1).contiguous() if x.is_contiguous() else rows.transpose(0, 1)
 
 
 def fitted(route: Route, view: View | None, x: Tensor, *, same_tokens: bool, longer: bool) -> Fit | None:
     """Fit a route to an input (..., d); None where it is not known which rows are whose."""
     # `same_tokens`: the route was made from tokens of this kind. `longer`: tokens of earlier calls may be among `x`.
     if route.gates.ndim == 2:
-        return Fit(route.gates, View())
+        return Fit(route.gates, AS_IT_IS)
     if view is None:
         return None
+    view = AS_IT_IS if view == AS_IT_IS else view
     shape = view.lead or ((x.shape[1], x.shape[0]) if view.swap else tuple(x.shape[:-1]))
     if shape[0] != route.gates.shape[0]:
         return None
@@ -92,7 +103,7 @@ def fitted(route: Route, view: View | None, x: Tensor, *, same_tokens: bool, lon
         longer and len(shape) > 1 and shape[1] > route.gates.shape[1]
     ):
         return None
-    return Fit(route.averaged().gates, view)
+    return Fit(route.averaged().gates, view) if route.averages else None
 
 
 def even_mixture(groups: int, experts: int, like: Tensor) -> Tensor:

@@ -19,12 +19,14 @@ from tucka.backends.torch.routing.making import Maker
 from tucka.backends.torch.routing.memory import Memory, after
 from tucka.backends.torch.routing.parts import Anatomy, Part
 from tucka.backends.torch.routing.router import Router
-from tucka.backends.torch.routing.routes import Fit, Route, even_mixture, fitted
+from tucka.backends.torch.routing.routes import AS_IT_IS, Fit, Route, even_mixture, fitted
 from tucka.errors import RouteError, expected
 
 __all__ = ["RouteOptions", "RoutingScope", "routing_scope", "scope_of"]
 
 _WHOLE = Part(None)
+# What is fitted at each call anew: which rows these layers get does not follow from a shape.
+_ANEW = (Layout.AS_THE_PARENT_SAYS, Layout.CACHED_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,10 @@ class RoutingScope:
         """Let the calls of a model be recorded, as its adapted layers now need it."""
         self.detach()
         self._root = root
-        if all(adapter in self.pinned for adapter in self.options):
-            return  # no call has a route of its own
         self._called.append(root)
+        if all(adapter in self.pinned for adapter in self.options):  # no call has a route of its own
+            Generating.put_on(root, self)
+            return
         self._handles = [root.register_forward_pre_hook(self._refuse_replicas)]
         layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
         self.sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
@@ -171,14 +174,30 @@ class RoutingScope:
     def fit(self, adapter: str, layer: Any, x: Tensor) -> Fit:
         """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""
         fixed = self.pinned.get(adapter)
-        given = next((known[adapter] for known in reversed(self.forwards.state.given) if adapter in known), None)
-        if fixed is not None and given is not None:
-            return self._given_to_pinned(layer, given, x)
         if fixed is not None:
-            if fixed.device != x.device:
-                fixed = self.pinned[adapter] = fixed.to(x.device)
-            return fitted(Route(fixed), None, x, same_tokens=True, longer=False)  # type: ignore[return-value]
+            return self._pinned_fit(adapter, layer, fixed, x)
         forward = self._running(layer)
+        if torch.compiler.is_compiling() or layer.tucka_layout in _ANEW:
+            return self._fit(adapter, layer, x, forward)
+        # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
+        key = (adapter, x.shape[:-1], layer.tucka_layout, layer.tucka_role, x.device)
+        found = forward.fits.get(key)
+        if found is None:
+            found = forward.fits[key] = self._fit(adapter, layer, x, forward)
+        elif forward.several:
+            return self._fit(adapter, layer, x, forward)
+        return found
+
+    def _pinned_fit(self, adapter: str, layer: Any, fixed: Tensor, x: Tensor) -> Fit:
+        state = self.forwards.state
+        given = next((known[adapter] for known in reversed(state.given) if adapter in known), None)
+        if given is not None:
+            return self._given_to_pinned(layer, given, x)
+        if fixed.device != x.device:
+            fixed = self.pinned[adapter] = fixed.to(x.device)
+        return Fit(fixed, AS_IT_IS, state.generations[-1].laid_out if state.generations else None)
+
+    def _fit(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Fit:
         layout = self._layout_now(layer, x, forward)
         if layout is Layout.NO_SAMPLE:
             spec = layer.experts(adapter).spec
@@ -191,10 +210,13 @@ class RoutingScope:
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
             route = self._with_earlier(adapter, route, view, forward)
-        same = layer.tucka_role != "decoder" or adapter not in forward.known
+        same = layout is not Layout.OTHER_TOKENS and (layer.tucka_role != "decoder" or adapter not in forward.known)
         found = fitted(self.expanded(route, forward), view, x, same_tokens=same, longer=forward.past != 0)
         if found is None or (forward.several and not route.given):
             raise self._misfit(layer, x, route, forward)
+        generation = forward.generating()
+        if generation is not None and adapter in forward.known:  # one route for many calls
+            found = replace(found, laid_out=generation.laid_out)
         return found
 
     def _given_to_pinned(self, layer: Any, gates: Tensor, x: Tensor) -> Fit:

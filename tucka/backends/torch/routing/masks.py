@@ -1,0 +1,121 @@
+"""Masks as models take them, converted to one that tells which tokens of a layer's input count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tucka.backends.torch.routing.inputs import Inputs
+from tucka.backends.torch.routing.private import audio_mask, pooled_mask
+from tucka.errors import RouteError, expected
+
+__all__ = ["fitting_mask"]
+
+_FULL = "full_attention"
+
+
+def fitting_mask(inputs: Inputs, model: nn.Module, x: Tensor, *, past: bool) -> Tensor | None:
+    """Convert the mask of a call to one for the tokens of `x` (B, T, ..., d), shape (B, T, ...); None if all count."""
+    mask = inputs.mask
+    if isinstance(mask, Mapping):  # one for each kind of layer
+        mask = mask.get(_FULL)
+    if mask is None or x.ndim < 3:
+        return None
+    if not isinstance(mask, Tensor):
+        raise _unusable(model, type(mask).__name__)
+    rows, tokens = x.shape[0], x.shape[1]
+    if mask.ndim == 3 and x.ndim == 4 and mask.shape[0] == rows:  # of pixels: as the models themselves shrink it
+        return nn.functional.interpolate(mask[None].float(), size=x.shape[1:3])[0] != 0
+    if mask.ndim > 2:
+        mask = _attended_keys(mask)
+        if not past and mask.shape[1] > tokens:  # a cache of fixed size, of which the tokens fill the beginning
+            mask = mask[:, :tokens]
+    if mask.ndim != 2 or mask.shape[0] not in (1, rows):
+        raise _unusable(model, f"shape {tuple(mask.shape)} for inputs {tuple(x.shape)}")
+    mask = mask.expand(rows, -1).to(x.device)
+    if past and mask.shape[1] > tokens:
+        mask = mask[:, mask.shape[1] - tokens :]
+    if mask.shape[1] == tokens:
+        return mask
+    convert = _BY_CLASS.get(type(model).__name__, _by_sound if inputs.tokens is None else None)
+    converted = None if convert is None else convert(mask, tokens, model, inputs)
+    if converted is _ALL:
+        return None
+    if converted is None or tuple(converted.shape) != (rows, tokens):
+        raise _unusable(model, f"shape {tuple(mask.shape)} for inputs {tuple(x.shape)}")
+    return converted
+
+
+def _attended_keys(mask: Tensor) -> Tensor:
+    """Say which tokens any other attends to, from a mask (B, ..., queries, keys): the tokens that are no padding."""
+    kept = mask != 0
+    if mask.is_floating_point():  # ones and zeros, or zeros and large negative numbers
+        kept = torch.where((mask > 0).any(), mask > 0, mask == 0)
+    return kept.flatten(1, -2).any(dim=1)
+
+
+def _unusable(model: nn.Module, got: str) -> RouteError:
+    rule = "a mask that tells padding from tokens: (B, S), (B, queries, keys) or (B, heads, queries, keys)"
+    cure = "Route by token (routing='token'), give the route (given_route), or pass another mask"
+    return RouteError(expected("attention_mask", rule, got, where=type(model).__name__, cure=cure))
+
+
+# Conversions of a mask (B, S) for models whose layers see T tokens that the inputs do not have one by one.
+_Convert = Callable[[Tensor, int, nn.Module, Inputs], Tensor | None]
+_ALL = torch.empty(0)  # says that all tokens count
+
+
+def _by_sound(mask: Tensor, tokens: int, model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    return audio_mask(model, mask, tokens)
+
+
+def _followed_by_real_ones(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    """Of text that is followed by the patches of an image."""
+    return nn.functional.pad(mask, (0, tokens - mask.shape[1]), value=1) if tokens > mask.shape[1] else None
+
+
+def _padded_to_a_block(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    """Of models that pad their inputs themselves."""
+    return nn.functional.pad(mask, (0, tokens - mask.shape[1])) if tokens > mask.shape[1] else None
+
+
+def _pooled(mask: Tensor, tokens: int, model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    return pooled_mask(model, mask, tokens)
+
+
+def _strided(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    """Of Moonshine's sound, whose convolutions have a common stride."""
+    return mask[:, :: 64 * 3 * 2][:, :tokens]
+
+
+def _with_entities(mask: Tensor, tokens: int, _model: nn.Module, inputs: Inputs) -> Tensor | None:
+    """Of words that are followed by entities with a mask of their own."""
+    entities: Any = inputs.others.get("entity_attention_mask")
+    joined = torch.cat([mask, entities.to(mask)], dim=1) if isinstance(entities, Tensor) else mask
+    return joined if joined.shape[1] == tokens else None
+
+
+def _latents(_mask: Tensor, _tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    """Of inputs that latents attend to: the latents are no padding."""
+    return _ALL
+
+
+_BY_CLASS: dict[str, _Convert] = {
+    "LayoutLMv3Model": _followed_by_real_ones,
+    "UdopStack": _followed_by_real_ones,
+    "LongformerModel": _padded_to_a_block,
+    "LEDEncoder": _padded_to_a_block,
+    "LEDModel": _padded_to_a_block,
+    "ReformerModel": _padded_to_a_block,
+    "PegasusXEncoder": _padded_to_a_block,
+    "BigBirdModel": _padded_to_a_block,
+    "BigBirdPegasusEncoder": _padded_to_a_block,
+    "CanineModel": _pooled,
+    "MoonshineEncoder": _strided,
+    "LukeModel": _with_entities,
+    "MLukeModel": _with_entities,
+    "PerceiverModel": _latents,
+}
