@@ -36,7 +36,7 @@ HEAVY = {"torch", "peft", "transformers", "accelerate", "safetensors"}
 MAY_BE_HEAVY = ("tucka.backends.torch", "tucka.peft", "tucka.cli")
 # Names of torch, transformers and PEFT that start with an underscore may be used in these files only.
 PRIVATE = {
-    "tucka.backends.torch.routing.private",
+    "tucka.backends.torch.private",
     "tucka.peft.registration",
 }
 

@@ -46,15 +46,15 @@ collate = Collator(tokenizer.pad_token_id)
 # The adapter
 # -----------
 #
-# Every query, value and dense layer gets four groups of two experts. ``routing="sample"`` makes one decision for each
-# sentence, so a prediction does not depend on the other sentences of its batch. All parameters of the head are trained:
+# Every query, value and dense layer gets four groups of two experts. In an encoder the router makes one decision for
+# each sentence, so a prediction does not depend on the other sentences of its batch. All parameters of the head are
+# trained:
 
 config = TuckAConfig(
     r=8,
     k=4,
     t=2,
     p=2,
-    routing="sample",
     target_modules=["query", "value", "dense"],
     modules_to_save=["head"],
 )
@@ -63,6 +63,7 @@ model.print_trainable_parameters()
 rows = adapted_modules(model)
 print(len(rows), "layers are adapted; the first one owns the router:")
 print(rows[0])
+print("routing by", model.peft_config["default"].routing)
 
 # %%
 # Accuracy before training

@@ -196,5 +196,5 @@ router = Router(convolution.spec, in_features=8)
 convolution(images, router(images.mean(dim=(2, 3)))).shape
 
 # %%
-# If a model is too deep to pass gates through by hand, use a :doc:`routing scope </reference/torch>`, as the PEFT
-# method does.
+# If a model is too deep to pass gates through by hand, adapt it with PEFT: the layers then find the route of the forward
+# that runs. :doc:`/how-to/own-model` shows what to declare, and :doc:`/explanation/routes` which route a layer gets.

@@ -13,7 +13,7 @@ from tucka.peft.routes.callback import RouterCallback
 from tucka.peft.routes.given import add_group, given_route
 from tucka.peft.routes.inspection import expert_load, last_route
 from tucka.peft.routes.pinning import pin_route, unpin_route
-from tucka.peft.routes.start import balance_router, initialize_router
+from tucka.peft.routes.start import balance_router, initialize_router, set_routing_group
 
 __all__ = [
     "AdaptedModule",
@@ -34,6 +34,7 @@ __all__ = [
     "load_official_checkpoint",
     "pin_route",
     "restore_hra",
+    "set_routing_group",
     "unpin_route",
 ]
 

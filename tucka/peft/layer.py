@@ -202,7 +202,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if not names:
             return x
         # Checked before anything is routed on it, once for each kind of input.
-        kind = (x.dtype, x.shape[-1], x.device, active if isinstance(active, str) else tuple(active))
+        kind = (x.dtype, x.shape[-1:], x.device, active if isinstance(active, str) else tuple(active))
         rows = x if kind == self._checked else self._checked_rows(x, names, kind)
         result = rows
         for name in names:
@@ -220,7 +220,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         rows = checked_rows(base, x, [self.experts(name).basis for name in names], self._path)
         self._check_batch_axis(base, x, names)
         if rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
-            vars(self)["_checked"] = kind  # autocast or not, an input of this kind fits
+            self.__dict__["_checked"] = kind  # autocast or not, an input of this kind fits
         return rows
 
     def _check_batch_axis(self, base: nn.Module, x: Tensor, names: list[str]) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tucka.backends.torch.base_layers import input_axis, layer_weight, open_weight, weight_rows
 from tucka.backends.torch.functional import mix_cores
@@ -14,7 +15,11 @@ from tucka.errors import RouteError, TuckaError, expected
 if TYPE_CHECKING:
     from tucka.peft.layer import TuckALayer
 
-__all__ = ["check_merge", "merged_weight", "readable_weight", "thin_update", "unmerged_weight"]
+__all__ = ["check_merge", "check_own_weights", "merged_weight", "readable_weight", "thin_update", "unmerged_weight"]
+
+
+# Layers that compute with their weight standardised: what is added to the weight is not added to the update.
+_STANDARDISED = ("WeightStandardizedConv2d", "StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame")
 
 
 def readable_weight(layer: TuckALayer) -> Tensor | None:
@@ -86,12 +91,27 @@ def _mergeable_weight(layer: TuckALayer, names: list[str]) -> Tensor:
             cure = "Pin it with tucka.peft.pin_route(model, ...) or set pinned_gates in its configuration"
             raise RouteError(expected("merge", rule, "a routed adapter", where=where, cure=cure))
     weight = readable_weight(layer)
+    kind = type(layer.get_base_layer()).__name__
+    if kind in _STANDARDISED:
+        rule = "a base layer that computes with its weight as it is"
+        raise TuckaError(expected("merge", rule, kind, where=where, cure="Keep the adapter beside the base"))
     if weight is None:
-        kind = type(layer.get_base_layer()).__name__
         rule = "a base layer with an ordinary floating-point weight"
         cure = "Load the base in full precision to merge, or use tucka.peft.export_lora"
         raise TuckaError(expected("merge", rule, kind, where=where, cure=cure))
     return weight
+
+
+def check_own_weights(model: nn.Module, layers: list[TuckALayer]) -> None:
+    """Raise where a weight that is to be merged into belongs to another module as well, which would change too."""
+    owned = Counter(id(value) for module in model.modules() for value in module.parameters(recurse=False))
+    weights = [layer_weight(layer.get_base_layer()) for layer in layers]
+    adapted = Counter(map(id, weights))
+    for layer, weight in zip(layers, weights, strict=True):
+        if owned[id(weight)] > 1 or adapted[id(weight)] > 1:
+            rule, where = "a base layer with a weight of its own", layer.tucka_scope.path(layer)
+            cure = "Keep the adapter beside the base, or untie the weights first"
+            raise TuckaError(expected("merge", rule, "one that another layer shares", where=where, cure=cure))
 
 
 def _called_on(layer: TuckALayer, basis: Tensor) -> Tensor:

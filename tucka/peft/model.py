@@ -19,12 +19,12 @@ from tucka.backends.torch.routing.scope import RouteOptions, RoutingScope
 from tucka.errors import CheckpointError, ConfigError, expected
 from tucka.peft.adapters import unmerge_first
 from tucka.peft.config import TuckAConfig
-from tucka.peft.files.keys import check_names_survive, plain_name
+from tucka.peft.files.keys import PREFIX, check_names_survive, plain_name
 from tucka.peft.files.loading import FileLoad, misfits, narrows_adapters, running_file_load
 from tucka.peft.files.matching import checked_tensors, sizes_of
 from tucka.peft.files.rollback import unchanged_on_error
 from tucka.peft.layer import TuckALayer, TuckALinear
-from tucka.peft.merging import check_merge
+from tucka.peft.merging import check_merge, check_own_weights
 from tucka.peft.registration import include_all_linear_layers
 from tucka.peft.targets import (
     Place,
@@ -83,6 +83,7 @@ class TuckAModel(BaseTuner):
     _spec: TuckerSpec
     _places: dict[str, Place]
     _owners: set[str]
+    _keys: list[str] | None = None  # of a state dict, by which PEFT chooses the layers
     _file_load: FileLoad | None = None
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -95,6 +96,8 @@ class TuckAModel(BaseTuner):
             check_adapter_name(adapter_name)
             unmerge_first(self.model)
             load = self._file_load = running_file_load()
+            chosen_by = kwargs.get("state_dict")
+            self._keys = None if chosen_by is None else list(chosen_by)
             with unchanged_on_error(self):
                 with nullcontext() if load is None else misfits(load.where, passing=CheckpointError):
                     self._spec = config.spec
@@ -110,7 +113,7 @@ class TuckAModel(BaseTuner):
                 self.peft_config.pop(adapter_name, None)
             raise
         finally:
-            self._file_load = None
+            self._file_load = self._keys = None
         _warn_of_a_router_that_cannot_learn(config)
 
     def _prepare_model(self, peft_config: TuckAConfig, model: nn.Module) -> None:
@@ -127,7 +130,7 @@ class TuckAModel(BaseTuner):
         check_experts_are_named(peft_config, model)
         anatomy = Anatomy(model)
         self._places = {name: place_of(anatomy, name, peft_config) for name in targets}
-        self._owners = owners_of(peft_config, self._places)
+        self._owners = owners_of(peft_config, self._places) if self._keys is None else _owners_in(self._keys)
         if self._file_load is not None:
             widths = {name: width_of(base_of(module), name) for name, module in targets.items()}
             self._file_load.check_sizes(sizes_of(self._spec, widths, self._owners))
@@ -155,7 +158,9 @@ class TuckAModel(BaseTuner):
         **_optional: Any,
     ) -> None:
         scope = self._scope()
-        layer = target if isinstance(target, TuckALayer) else self._wrap(target, parent, current_key, scope)
+        layer = (
+            target if isinstance(target, TuckALayer) else self._wrap(target, parent, current_key, scope, peft_config)
+        )
         owns_router = current_key in self._owners
         if peft_config.pinned_gates is not None:
             dtype = torch.promote_types(layer.base_dtype() or torch.float32, torch.float32)
@@ -172,10 +177,12 @@ class TuckAModel(BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
-    def _wrap(self, target: nn.Module, parent: nn.Module, name: str, scope: RoutingScope) -> TuckALayer:
+    def _wrap(
+        self, target: nn.Module, parent: nn.Module, name: str, scope: RoutingScope, config: TuckAConfig
+    ) -> TuckALayer:
         kind = TuckALinear if isinstance(base_of(target), (nn.Linear, Conv1D)) else TuckALayer
         layer = kind(target, scope)
-        place = self._places[name]
+        place = self._places.get(name) or place_of(Anatomy(self.model), name, config)
         layer.tucka_part, layer.tucka_role, layer.tucka_layout = place.part, place.role, place.layout
         if isinstance(parent, nn.TransformerEncoderLayer):
             # In evaluation torch's encoder layer reads its layers' weights and calls none, unless one has a hook.
@@ -256,10 +263,13 @@ class TuckAModel(BaseTuner):
 
     def _check_merge(self, adapter_names: list[str] | None, *, safe_merge: bool) -> None:
         """Look at all layers before the first one is merged, so that an error leaves all of them as they were."""
+        merging = []
         for layer in self._layers():
             names = layer.active_adapters if adapter_names is None else adapter_names
             names = [name for name in names if name in layer.tucka_experts and name not in layer.merged_adapters]
             check_merge(layer, names, safe_merge=safe_merge)
+            merging += [layer] if names else []
+        check_own_weights(self.model, merging)
 
     def _unload_and_optionally_merge(
         self,
@@ -274,6 +284,11 @@ class TuckAModel(BaseTuner):
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         scope.detach()
         return model
+
+
+def _owners_in(keys: list[str]) -> set[str]:
+    """Return the layers that have a router in a state dict."""
+    return {key.partition(".tucka_router.")[0].removeprefix(PREFIX) for key in keys if ".tucka_router." in key}
 
 
 def _no_change(_module: nn.Module, _args: Any) -> None:

@@ -136,7 +136,7 @@ def input_axis(layer: nn.Module) -> int:
 
 def is_experts(layer: nn.Module) -> bool:
     """Tell whether a layer is a mixture's experts with one weight (E, ., .) for each projection, as in transformers."""
-    return layer_weight(layer) is not None and layer_weight(layer) is not getattr(layer, "weight", None)
+    return getattr(layer, "weight", None) is None and layer_weight(layer) is not None
 
 
 def layer_weight(layer: nn.Module) -> Any:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
+from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import add_product, compute_dtype, project, turned, wide_dtype, without_autocast
 
 __all__ = ["LaidOut", "add_gated_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
@@ -195,7 +196,7 @@ class LaidOut:
         self._core = (mixed if alpha == 1 else alpha * mixed).to(dtype)
 
     def _state_of(self, x: Tensor) -> tuple[Any, ...]:
-        return (compute_dtype(x), *((part._version, part.data_ptr()) for part in self._sources))
+        return (compute_dtype(x), *((version_of(part), part.data_ptr()) for part in self._sources))
 
     def is_of(self, cores: Tensor, expert_factor: Tensor, basis: Tensor, gates: Tensor, x: Tensor) -> bool:
         """Tell whether the parts are the ones that this was made of, and have not changed since."""

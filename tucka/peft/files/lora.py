@@ -112,6 +112,7 @@ def _lora_tensors(model: nn.Module, name: str, gates: Tensor) -> tuple[dict[str,
     ranks: dict[str, int] = {}
     for path, layer in layers_of(model, name):
         saved = {key: value for key, value in saved.items() if not key.startswith(f"{path}.tucka_")}
+        _check_is_called(model.get_submodule(path.rpartition(".")[0]), path)
         down, up = _lora_pair(layer, name, gates, path)
         saved[f"{path}.lora_A.weight"], saved[f"{path}.lora_B.weight"] = down, up
         ranks[base_name(path)] = down.shape[0]
@@ -136,6 +137,13 @@ def _lora_pair(layer: TuckALayer, name: str, gates: Tensor, path: str) -> tuple[
         _check_convolution(base, layer.experts(name).spec.rank, path)
     up, down = thin_update(layer, name, gates)
     return _over_kernel(base, down, up) if isinstance(base, _CONVOLUTIONS) else (down, up)
+
+
+def _check_is_called(parent: nn.Module, path: str) -> None:
+    """Raise where torch's encoder layer would read the weight of PEFT's LoRA layer in evaluation, and not call it."""
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        rule, got = "a layer that its parent calls in evaluation too", type(parent).__name__
+        raise ConfigError(expected("model", rule, got, where=path, cure=_MERGE))
 
 
 def _check_names(model: nn.Module, name: str) -> None:

@@ -27,7 +27,7 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None, part: str |
     Returns
     -------
     Tensor, shape (k, t), (B, k, t) or (B, S, k, t)
-        The gates, detached; the pinned ones for a pinned adapter.
+        The gates, detached; the pinned ones for a pinned adapter, whatever `given_route` says.
 
     Raises
     ------

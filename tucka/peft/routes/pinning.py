@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import change_config, chosen_adapter, layers_of, spec_of, unmerge_first
+from tucka.peft.config import TuckAConfig
 from tucka.peft.routes.given import group_index
 from tucka.peft.routes.observation import observe, unmasked
 
@@ -145,7 +146,7 @@ def unpin_route(model: nn.Module, *, adapter_name: str | None = None) -> None:
     Raises
     ------
     RouteError
-        If the adapter was created with pinned gates: it has no router.
+        If the adapter was created with pinned gates: it has no router, and is not given its routes either.
     ConfigError
         If there is no such adapter.
 
@@ -158,7 +159,8 @@ def unpin_route(model: nn.Module, *, adapter_name: str | None = None) -> None:
     >>> unpin_route(model)
     """
     name = chosen_adapter(model, adapter_name)
-    _check_has_router(model, name)
+    if cast(TuckAConfig, cast(Any, model).peft_config[name]).routing != "given":
+        _check_has_router(model, name)
     _set_pinned(model, name, None)
 
 

@@ -21,7 +21,7 @@ from tucka.peft.routes.observation import RowSample, observe
 # Enough to find a few principal axes. The limit bounds memory and time, above all with token routing.
 _FEATURES = 2048
 
-__all__ = ["balance_router", "initialize_router"]
+__all__ = ["balance_router", "initialize_router", "set_routing_group"]
 
 
 def balance_router(model: nn.Module, load: Tensor | Sequence[int], *, adapter_name: str | None = None) -> None:
@@ -189,3 +189,31 @@ def _check_scale(scale: float | None, way: str) -> None:
         raise ConfigError(expected("scale", rule, scale, where="initialize_router"))
     if check_finite("scale", scale, where="initialize_router") < 0:
         raise ConfigError(expected("scale", "a number that is not negative", scale, where="initialize_router"))
+
+
+def set_routing_group(model: nn.Module, group: Any) -> None:
+    """Say which ranks route together: those whose batches differ, such as the data-parallel ones of a device mesh.
+
+    Without it, the ranks of the DistributedDataParallel around the model route together, and all ranks under other
+    engines.
+
+    Parameters
+    ----------
+    model : Module
+        A model with TuckA adapters.
+    group : ProcessGroup or None
+        From `torch.distributed.new_group` or a device mesh; None for the default.
+
+    Raises
+    ------
+    RouteError
+        If the model has no TuckA adapter.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), TuckAConfig(r=2, target_modules=["0"]))
+    >>> set_routing_group(model, None)
+    """
+    scope_of(model).group = group

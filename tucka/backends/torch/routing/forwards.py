@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.private import checkpoint_frame, outer_checkpoint_frames
 from tucka.backends.torch.routing.generation import Generation
 from tucka.backends.torch.routing.inputs import Inputs, caches_in, read_inputs
 from tucka.backends.torch.routing.parts import Part
-from tucka.backends.torch.routing.private import checkpoint_frame
 from tucka.backends.torch.routing.routes import Fit, Route
 
 __all__ = ["Call", "Forward", "Forwards", "Parent"]
@@ -115,6 +115,7 @@ class Forwards:
     def _forget(self) -> None:
         self.state = _State()
         self._by_frame: weakref.WeakKeyDictionary[Any, dict[str, Forward]] = weakref.WeakKeyDictionary()
+        self._given_by_frame: weakref.WeakKeyDictionary[Any, dict[str, Tensor]] = weakref.WeakKeyDictionary()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave running calls behind: they hold graphs, which cannot be copied."""
@@ -133,11 +134,38 @@ class Forwards:
             return found
         if found is not None and found.frame is frame:  # the whole call is inside of the checkpoint
             return found
-        if again:
-            return self._by_frame.get(frame, {}).get(part)
+        known = self._by_frame.get(frame, {}).get(part)
+        if again or known is not None:
+            return known if again or found is None else found
+        return self._in_region(frame, part, found)
+
+    def _in_region(self, frame: Any, part: str, found: Forward | None) -> Forward | None:
+        """Note which call the layers of a checkpointed region, and of those around it, belong to."""
+        outer = outer_checkpoint_frames()
+        if found is None:  # a region around this one is computed again
+            again = next((self._by_frame.get(around) for around, is_again in outer if is_again), None) or {}
+            found = again.get(part)
         if found is not None:
-            self._by_frame.setdefault(frame, {})[part] = found.replay()
+            for around in (frame, *(around for around, _ in outer)):
+                if found.frame is not around:
+                    self._by_frame.setdefault(around, {})[part] = found.replay()
         return found
+
+    def given(self, adapter: str) -> Tensor | None:
+        """Return a caller's gates for an adapter of which no calls are recorded; in a recomputation, those of then."""
+        known = next((gates[adapter] for gates in reversed(self.state.given) if adapter in gates), None)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return known
+        region = checkpoint_frame()
+        if region[0] is None:
+            return known
+        regions = [region, *outer_checkpoint_frames()]
+        again = next((frame for frame, is_again in regions if is_again), None)
+        known = known if again is None else self._given_by_frame.get(again, {}).get(adapter)
+        if known is not None:
+            for frame, _ in regions:
+                self._given_by_frame.setdefault(frame, {})[adapter] = known
+        return known
 
     @contextlib.contextmanager
     def opened(self, forward: Forward) -> Iterator[Forward]:

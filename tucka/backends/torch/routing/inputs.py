@@ -22,6 +22,13 @@ _KEPT = ("attention_mask", "pixel_mask", "pixel_attention_mask")
 _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
 
 
+# Models that generate music, whose inputs have a row for each codebook of a sample.
+_OF_MUSIC = tuple(
+    f"{name}{part}" for name in ("Musicgen", "MusicgenMelody") for part in ("Decoder", "Model", "ForCausalLM")
+)
+_CODES = ("input_ids", "")
+
+
 @dataclass
 class Inputs:
     """The leading sizes of one call's inputs, and what tells tokens from padding and documents from each other."""
@@ -31,6 +38,7 @@ class Inputs:
     mask: Any = None  # true where a token counts; as it was given
     positions: Tensor | None = None  # explicit positions (B, S), which restart at each document
     lengths: Tensor | None = None  # cumulated lengths of documents that share one row
+    are_images: bool = False  # the documents: each is a sample of a batch, which one route may be for
     others: Mapping[str, Any] = field(default_factory=dict)  # all arguments by their names
     labels: Tensor | None = None
     cache: Any = None
@@ -79,8 +87,12 @@ def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     grid = named.get("grid_thw")
     if lengths is None and isinstance(grid, Tensor):
         lengths = nn.functional.pad(grid.prod(dim=-1).cumsum(dim=0), (1, 0))
+        found.are_images = True
         found.rows, found.tokens = 1, None if main is None else main.shape[0]
     found.lengths = lengths
+    codebooks = getattr(module, "num_codebooks", None)
+    if isinstance(codebooks, int) and found.rows is not None and name in _CODES and type(module).__name__ in _OF_MUSIC:
+        found.rows //= codebooks
     return found
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tucka.backends.torch.private import is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import Layout, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
 from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
-from tucka.backends.torch.routing.private import is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import Fit, Route
@@ -144,10 +144,10 @@ class Maker:
         inputs: Inputs = forward.inputs
         if router.spec.routing == "token" or not inputs.is_packed() or forward.generation is not None or rows.ndim != 3:
             return None
-        if router.spec.routing == "batch" and torch.compiler.is_compiling():
+        if router.spec.routing == "batch" and torch.compiler.is_compiling() and not inputs.are_images:
             return None
         documents = inputs.documents(rows.shape[0], rows.shape[1])
-        if documents is None or torch.compiler.is_compiling():
+        if documents is None or inputs.are_images or torch.compiler.is_compiling():
             return documents
         kept = torch.ones_like(documents, dtype=torch.bool) if mask is None else mask != 0
         first = documents.masked_fill(~kept, documents.shape[1]).amin(dim=1)
@@ -202,6 +202,10 @@ class Maker:
             )
             raise RouteError(expected("route", rule, "none", where=where(layer), cure=cure))
         owner = scope.owners[adapter][layer.tucka_part]
+        if not torch.compiler.is_compiling() and scope.has_lost(owner):
+            rule, got = "the layer with the router to be in the model", "a part of the model without it"
+            cure = "Pin or give the route in the stages of a pipeline, or let one stage have all adapted layers"
+            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
         if scope.options[adapter].owner_only and owner is not layer:
             rule, got = f"the layer of router_module, {where(owner)}, to run first", "an earlier one"
             cure = "Name a layer that runs before all other adapted ones, or leave router_module out"

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.private import audio_mask, pooled_mask
 from tucka.backends.torch.routing.inputs import Inputs
-from tucka.backends.torch.routing.private import audio_mask, pooled_mask
 from tucka.errors import RouteError, expected
 
 __all__ = ["fitting_mask"]
@@ -30,6 +30,8 @@ def fitting_mask(inputs: Inputs, model: nn.Module, x: Tensor, *, past: bool) -> 
     if mask.ndim == 3 and x.ndim == 4 and mask.shape[0] == rows:  # of pixels: as the models themselves shrink it
         return nn.functional.interpolate(mask[None].float(), size=x.shape[1:3])[0] != 0
     if mask.ndim > 2:
+        if not past and not inputs.is_packed():
+            _check_one_document(mask, model)
         mask = _attended_keys(mask)
         if not past and mask.shape[1] > tokens:  # a cache of fixed size, of which the tokens fill the beginning
             mask = mask[:, :tokens]
@@ -49,12 +51,45 @@ def fitting_mask(inputs: Inputs, model: nn.Module, x: Tensor, *, past: bool) -> 
     return converted
 
 
+def _attended(mask: Tensor) -> Tensor:
+    """Say which keys each query attends to, from a mask (B, ..., queries, keys)."""
+    attended = mask != 0
+    if mask.is_floating_point():  # ones and zeros, or zeros and large negative numbers
+        attended = torch.where((mask > 0).any(), mask > 0, mask == 0)
+    # Padding that comes first attends to nothing, for which transformers lets it attend to everything. The last query
+    # of a causal mask attends to everything as well, and where all queries do there is no padding.
+    everything = attended.all(dim=-1, keepdim=True)
+    last = torch.arange(mask.shape[-2], device=mask.device)[:, None] == mask.shape[-2] - 1
+    return attended & (~everything | last | everything.all(dim=-2, keepdim=True))
+
+
 def _attended_keys(mask: Tensor) -> Tensor:
     """Say which tokens any other attends to, from a mask (B, ..., queries, keys): the tokens that are no padding."""
-    kept = mask != 0
-    if mask.is_floating_point():  # ones and zeros, or zeros and large negative numbers
-        kept = torch.where((mask > 0).any(), mask > 0, mask == 0)
-    return kept.flatten(1, -2).any(dim=1)
+    return _attended(mask).flatten(1, -2).any(dim=1)
+
+
+def _check_one_document(mask: Tensor, model: nn.Module) -> None:
+    """Raise where the first token that others attend to differs within a row: blocks of documents, or a window."""
+    attended = _attended(mask)
+    queries = attended.flatten(1, -3).any(dim=1) if mask.ndim > 3 else attended
+    if queries.shape[1] != queries.shape[2]:
+        return
+    first = queries.int().argmax(dim=2)
+    # Padding attends to anything, or to nothing.
+    counts = queries.any(dim=1) & queries.any(dim=2)
+    least = first.masked_fill(~counts, mask.shape[-1]).amin(dim=1)
+    most = first.masked_fill(~counts, -1).amax(dim=1)
+    message = expected(
+        "attention_mask",
+        "one document in each row",
+        "blocks or a window",
+        where=type(model).__name__,
+        cure="Pass position_ids that restart with each document too, or use routing='token'",
+    )
+    if torch.compiler.is_compiling():
+        torch._assert_async((least >= most).all(), message)
+    elif bool((least < most).any()):
+        raise RouteError(message)
 
 
 def _unusable(model: nn.Module, got: str) -> RouteError:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tucka.backends.torch.private import is_transformed
 from tucka.backends.torch.routing.caches import attach_routes, cached_length, routes_of
 from tucka.backends.torch.routing.forwards import Forward
-from tucka.backends.torch.routing.private import is_transformed
 from tucka.backends.torch.routing.routes import Route
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Memory:
             forward.known.update({name: Route(gates, given=True) for name, gates in given.items()})
         if parent is not None and parent.part.name == forward.part.name:
             forward.generation, forward.past, forward.earlier = parent.generation, parent.past, parent.earlier
+            forward.encoder_unknown = parent.encoder_unknown
             forward.known.update(parent.known)
             if forward.part.role == "decoder":
                 forward.known.update(

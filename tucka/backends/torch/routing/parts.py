@@ -78,7 +78,12 @@ class Anatomy:
 
     def _text_config(self) -> Any:
         config: Any = getattr(self.root, "config", None)
-        return config.get_text_config() if hasattr(config, "get_text_config") else config
+        if not hasattr(config, "get_text_config"):
+            return config
+        try:
+            return config.get_text_config()
+        except ValueError:  # of an encoder and of a decoder
+            return config.get_text_config(decoder=True)
 
     def _find_towers(self) -> list[str]:
         """Return the outermost modules that have a configuration inside of the model's, but for its text body."""
@@ -114,9 +119,17 @@ class Anatomy:
             )
             if is_head or getattr(module, "config", None) is self.text or inner in self.halves.values():
                 return ""
+            if isinstance(module, (nn.ModuleList, nn.ModuleDict)):  # which is never called
+                return self._around(".".join(names[: end - 1]))
             if not _is_model(module):
                 return inner
         return path
+
+    def _around(self, path: str) -> str:
+        """Return a module between towers, or "" where it has towers or the text body inside."""
+        configs = [getattr(module, "config", None) for module in self.root.get_submodule(path).modules()]
+        is_mixed = any(_is_inside(tower, path) for tower in self.towers) or any(own is self.text for own in configs)
+        return "" if is_mixed else path
 
     def role_of(self, path: str) -> str:
         """Say which half of an encoder-decoder a layer is in; "" in other models and outside of both."""

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tucka.backends.torch.routing.private import data_parallel_group
+from tucka.backends.torch.private import data_parallel_group
 from tucka.backends.torch.routing.router import Router
 from tucka.core.routing import routing_feature
 

@@ -164,7 +164,10 @@ class Router(nn.Module):
             return self.gates(logits)
 
     def of_documents(self, hidden: Tensor, mask: Tensor | None, documents: Tensor) -> Tensor:
-        """Route each document of packed rows (B, S, d), numbered from 0 in each row, to gates (B, S, k, t)."""
+        """Route packed rows (B, S, d) by their documents, numbered from 0 in each row.
+
+        Gates are (k, t) with batch routing, where each document is a sample of the batch, and (B, S, k, t) otherwise.
+        """
         rows, tokens = documents.shape
         places = (documents + tokens * torch.arange(rows, device=documents.device)[:, None]).flatten()
         with without_autocast(hidden.device.type):
@@ -175,6 +178,8 @@ class Router(nn.Module):
             sums = torch.zeros_like(wide).index_add(0, places, kept)
             counts = torch.zeros_like(weights).index_add(0, places, weights)
             feature = sums / counts.clamp(min=1)[:, None]
+            if self.spec.routing == "batch":
+                return self.gates(self.logits(feature.sum(dim=0) / (counts > 0).sum().clamp(min=1)))
             gates = self.gates(self.logits(feature))[places]
         return gates.reshape(rows, tokens, *gates.shape[-2:])
 

@@ -23,6 +23,7 @@ class Route:
     mask: Tensor | None = None  # (B, S), the tokens that count where token gates are averaged
     documents: bool = False  # token gates that belong to documents, of which several share a row
     given: bool = False  # by the caller
+    unknown: bool = False  # averages that were not to be taken
     averages: bool = True  # whether token gates may be averaged: their mask is known, and no token comes later
 
     @property
@@ -32,7 +33,9 @@ class Route:
 
     def averaged(self) -> Route:
         """Average token gates over the tokens of each sample."""
-        return self if self.gates.ndim < 4 else Route(mean_over_tokens(self.gates, self.mask), given=self.given)
+        if self.gates.ndim < 4:
+            return self
+        return Route(mean_over_tokens(self.gates, self.mask), given=self.given, unknown=not self.averages)
 
     def on(self, device: torch.device) -> Route:
         """Move the gates to where a layer is, which may be on another device than the one that made them."""
@@ -87,7 +90,7 @@ def fitted(route: Route, view: View | None, x: Tensor, *, same_tokens: bool, lon
     # `same_tokens`: the route was made from tokens of this kind. `longer`: tokens of earlier calls may be among `x`.
     if route.gates.ndim == 2:
         return Fit(route.gates, AS_IT_IS)
-    if view is None:
+    if view is None or route.unknown:
         return None
     view = AS_IT_IS if view == AS_IT_IS else view
     shape = view.lead or ((x.shape[1], x.shape[0]) if view.swap else tuple(x.shape[:-1]))

@@ -67,6 +67,7 @@ class RoutingScope:
         self.observers: dict[str, Callable[[Router, Tensor, Tensor | None, Tensor], None]] = {}
         self.group: Any = None  # the ranks that route together; None for those of the running DDP, or all
         self._root: nn.Module | None = None
+        self._places: dict[int, str] = {}  # by layer: where it was when the model was attached
         self.sees_again = False  # whether any layer sees cached tokens again
         self._called: list[nn.Module] = []
         self._handles: list[Any] = []
@@ -122,6 +123,7 @@ class RoutingScope:
             return
         self._handles = [root.register_forward_pre_hook(self._refuse_replicas)]
         layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
+        self._places = {id(layer): path for path, layer in layers.items()}
         self.sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
         for module, part in list(Anatomy(root).calls({layer.tucka_part for layer in layers.values()})):
             Call.put_on(module, self, part)
@@ -159,6 +161,16 @@ class RoutingScope:
             cure = "Start the script with `accelerate launch` or `torchrun`, or pin the route"
             raise RouteError(expected("model", rule, got, where=type(module).__name__, cure=cure))
 
+    def has_lost(self, layer: nn.Module) -> bool:
+        """Tell whether a layer has been cut out of the model, as stages of a pipeline are."""
+        path = self._places.get(id(layer))
+        if path is None or self._root is None:
+            return False
+        module: Any = self._root
+        for name in path.split("."):
+            module = getattr(module, name, None)
+        return module is not layer
+
     @property
     def root(self) -> nn.Module | None:
         """The model whose calls are recorded."""
@@ -190,7 +202,7 @@ class RoutingScope:
 
     def _pinned_fit(self, adapter: str, layer: Any, fixed: Tensor, x: Tensor) -> Fit:
         state = self.forwards.state
-        given = next((known[adapter] for known in reversed(state.given) if adapter in known), None)
+        given = self.forwards.given(adapter)
         if given is not None:
             return self._given_to_pinned(layer, given, x)
         if fixed.device != x.device:
@@ -299,7 +311,7 @@ class RoutingScope:
         try:
             yield
         finally:
-            stack.remove(gates)
+            del stack[next(place for place, known in enumerate(stack) if known is gates)]
 
 
 def scope_of(model: Any) -> RoutingScope:

@@ -18,8 +18,10 @@ __all__ = [
     "checkpoint_frame",
     "data_parallel_group",
     "is_transformed",
+    "outer_checkpoint_frames",
     "outside_checkpoints",
     "pooled_mask",
+    "version_of",
 ]
 
 
@@ -27,8 +29,24 @@ def checkpoint_frame() -> tuple[Any, bool]:
     """Return torch's object for the checkpointed region around this call, and whether the region is computed again."""
     # The object is the same in forward and recomputation, and lives as long as the graph; None outside of regions.
     hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    if hooks is None:
-        return None, False
+    return (None, False) if hooks is None else _frame_of(hooks)
+
+
+def outer_checkpoint_frames() -> list[tuple[Any, bool]]:
+    """Return the same of the regions around the innermost one, from inner to outer."""
+    stack: Any = torch._C._autograd
+    taken: list[Any] = []
+    try:
+        while (hooks := stack._top_saved_tensors_default_hooks(True)) is not None:
+            taken.append(hooks)
+            stack._pop_saved_tensors_default_hooks()
+    finally:
+        for pack, unpack in reversed(taken):
+            stack._push_saved_tensors_default_hooks(pack, unpack)
+    return [found for found in map(_frame_of, taken[1:]) if found[0] is not None]
+
+
+def _frame_of(hooks: Any) -> tuple[Any, bool]:
     pack: Any = inspect.unwrap(hooks[0])
     names = getattr(getattr(pack, "__code__", None), "co_freevars", ())
     if "frame" in names:
@@ -88,3 +106,8 @@ def data_parallel_group() -> Any:
     """Return the group of ranks of the DistributedDataParallel whose forward runs; None outside of one."""
     running = DistributedDataParallel._active_ddp_module
     return None if running is None else running.process_group
+
+
+def version_of(tensor: Tensor) -> int:
+    """Count how often a tensor has been written to; torch does not count for tensors made in inference mode."""
+    return 0 if tensor.is_inference() else tensor._version
