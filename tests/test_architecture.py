@@ -231,3 +231,30 @@ print(experts.apply(np.ones((1, 3)), np.ones((1, 1))))
 
 def test_numpy_arrays_need_no_other_library():
     assert output_of(NO_OTHER_LIBRARY) == "[[-1. -1.  1.]]\n"
+
+
+def own_names():
+    """All names that tucka's own functions, classes and attributes have."""
+    for module in SOURCES:
+        for node in nodes_of(module):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield node.name
+            elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                yield node.attr
+
+
+def test_what_is_private_to_torch_and_peft_stands_in_one_file_each():
+    """A method that a tuner of PEFT's inherits may be called by its name."""
+    used, own = set(), set(own_names())
+    for module in SOURCES.keys() - PRIVATE:
+        for node in nodes_of(module):
+            if isinstance(node, ast.Attribute):
+                is_own = node.attr in own or (is_below(module, "tucka.peft") and ast.unparse(node.value) == "self")
+                name = "" if is_own else node.attr
+            else:
+                imported = isinstance(node, ast.ImportFrom) and not is_below(node.module, "tucka")
+                parts = [*node.module.split("."), *(alias.name for alias in node.names)] if imported else []
+                name = next((part for part in parts if part.startswith("_")), "")
+            if name.startswith("_") and not name.startswith("__"):
+                used.add((module, name))
+    assert {(module, name) for module, name in used if name != "__future__"} == set()

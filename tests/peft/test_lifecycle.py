@@ -161,6 +161,7 @@ def test_what_peft_has_for_lora_only_says_so(tmp_path):
 def test_a_model_that_is_cast_afterwards_computes_in_that_dtype(kind):
     with torch.enable_grad():
         model, inputs = trained(kind, dtype=torch.float64)
+    pin_route(model, group=1)  # close choices of a router differ in half precision, as the hidden states do
     before = output_of(model, inputs)
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.3), (torch.float16, 0.05)):
         twin = copy.deepcopy(model).to(dtype)

@@ -47,6 +47,14 @@ class AdaptedModule:
         How many numbers they hold, the router's included where the layer owns it.
     owns_router : bool
         Whether the adapter's router is here.
+
+    Examples
+    --------
+    >>> from peft import get_peft_model
+    >>> from tucka.peft import TuckAConfig
+    >>> model = get_peft_model(nn.Sequential(nn.Linear(8, 3)), TuckAConfig(r=2, target_modules=["0"]))
+    >>> adapted_modules(model)[0].in_features
+    8
     """
 
     name: str

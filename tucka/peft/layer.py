@@ -24,6 +24,7 @@ from tucka.backends.torch.base_layers import (
     width_of,
 )
 from tucka.backends.torch.modules import ExpertParts
+from tucka.backends.torch.private import modules_by_name
 from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS
@@ -196,7 +197,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def _adapted(self, x: Tensor) -> Tensor:
         """Add the updates of all active adapters to the layer's input."""
-        active, experts = self._active_adapter, self.tucka_experts._modules
+        active, experts = self._active_adapter, modules_by_name(self.tucka_experts)
         names = [active] if isinstance(active, str) else active
         names = [name for name in names if name in experts]
         if not names:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.checks import Where, check_activations, check_device, check_tensors, named
+from tucka.backends.torch.private import has_input_hooks
 from tucka.backends.torch.thin import has_autocast, wide_dtype
 from tucka.checks import check_count
 from tucka.errors import ArrayError, ConfigError, ShapeError, expected
@@ -84,7 +85,7 @@ def from_rows(layer: nn.Module, rows: Tensor, x: Tensor) -> Tensor:
 def _check_dtype(layer: nn.Module, x: Tensor, where: Where) -> None:
     """Raise if torch's own layer would refuse an input for its dtype: torch's message does not name the layer."""
     # A layer of another class, with hooks of its own or under autocast may convert its input.
-    if type(layer) not in _STRICT or layer._forward_pre_hooks or has_autocast(x.device.type):
+    if type(layer) not in _STRICT or has_input_hooks(layer) or has_autocast(x.device.type):
         return
     weight = layer.weight
     plain = type(weight) is nn.Parameter and weight.is_floating_point()

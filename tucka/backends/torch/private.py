@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import _CachingTorchDispatchMode
 
 __all__ = [
+    "assert_later",
     "audio_mask",
     "checkpoint_frame",
     "data_parallel_group",
+    "has_input_hooks",
+    "is_of_deepspeed",
+    "is_replica",
     "is_transformed",
+    "modules_by_name",
     "outer_checkpoint_frames",
     "outside_checkpoints",
     "pooled_mask",
@@ -111,3 +116,28 @@ def data_parallel_group() -> Any:
 def version_of(tensor: Tensor) -> int:
     """Count how often a tensor has been written to; torch does not count for tensors made in inference mode."""
     return 0 if tensor.is_inference() else tensor._version
+
+
+def assert_later(condition: Tensor, message: str) -> None:
+    """Raise if a condition is false once it is computed, without waiting for it: for code that is being compiled."""
+    torch._assert_async(condition, message)
+
+
+def has_input_hooks(module: nn.Module) -> bool:
+    """Tell whether anything may change a module's input before its forward sees it."""
+    return bool(module._forward_pre_hooks)
+
+
+def modules_by_name(container: nn.ModuleDict) -> Any:
+    """Return what a container holds as a plain dictionary, which is read in a tenth of the time."""
+    return container._modules
+
+
+def is_replica(module: nn.Module) -> bool:
+    """Tell whether a module is one of the copies that nn.DataParallel makes for each call."""
+    return bool(getattr(module, "_is_replica", False))
+
+
+def is_of_deepspeed(parameter: nn.Parameter) -> bool:
+    """Tell whether DeepSpeed has cut a parameter into pieces, or keeps another copy of it."""
+    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")

@@ -89,10 +89,7 @@ _LATENTS = ("kv_b_proj",)
 
 
 def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) -> Layout:
-    """Say how the rows of one layer's input belong to samples.
-
-    `samples_first` is what the user declares of a model of their own; None where the model's classes tell.
-    """
+    """Say how the rows of one layer's input belong to samples; `samples_first` is what a user declares of a model."""
     names = path.split(".")
     around = [(root, "")]
     for end in range(1, len(names)):

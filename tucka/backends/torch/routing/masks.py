@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.private import audio_mask, pooled_mask
+from tucka.backends.torch.private import assert_later, audio_mask, pooled_mask
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.errors import RouteError, expected
 
@@ -87,7 +87,7 @@ def _check_one_document(mask: Tensor, model: nn.Module) -> None:
         cure="Pass position_ids that restart with each document too, or use routing='token'",
     )
     if torch.compiler.is_compiling():
-        torch._assert_async((least >= most).all(), message)
+        assert_later((least >= most).all(), message)
     elif bool((least < most).any()):
         raise RouteError(message)
 

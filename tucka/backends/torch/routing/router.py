@@ -164,10 +164,7 @@ class Router(nn.Module):
             return self.gates(logits)
 
     def of_documents(self, hidden: Tensor, mask: Tensor | None, documents: Tensor) -> Tensor:
-        """Route packed rows (B, S, d) by their documents, numbered from 0 in each row.
-
-        Gates are (k, t) with batch routing, where each document is a sample of the batch, and (B, S, k, t) otherwise.
-        """
+        """Route the documents of packed rows (B, S, d), to gates (B, S, k, t), or (k, t) for a batch of documents."""
         rows, tokens = documents.shape
         places = (documents + tokens * torch.arange(rows, device=documents.device)[:, None]).flatten()
         with without_autocast(hidden.device.type):

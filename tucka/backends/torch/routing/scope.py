@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.private import is_replica
 from tucka.backends.torch.routing.forwards import Call, Forward, Forwards, Parent
 from tucka.backends.torch.routing.generation import Generating, Preparing
 from tucka.backends.torch.routing.inputs import Inputs
@@ -156,7 +157,7 @@ class RoutingScope:
             self.attach(self._root)
 
     def _refuse_replicas(self, module: nn.Module, _args: Any) -> None:
-        if getattr(module, "_is_replica", False):  # of nn.DataParallel, which copies modules past their scope
+        if is_replica(module):  # of nn.DataParallel, which copies modules past their scope
             rule, got = "one process for each device", "nn.DataParallel, which cannot train or run a router"
             cure = "Start the script with `accelerate launch` or `torchrun`, or pin the route"
             raise RouteError(expected("model", rule, got, where=type(module).__name__, cure=cure))
