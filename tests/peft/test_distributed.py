@@ -35,8 +35,8 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(ranks.WORLD)]
 
 
-def in_one_process(kind, routing, seeds=(1, 2)):
-    model = ranks.whole_model(kind, routing)
+def in_one_process(kind, routing, seeds=(1, 2), *, started=True):
+    model = ranks.whole_model(kind, routing, started=started)
     for seed in seeds:
         loss_of(model, ranks.whole_batch(kind, seed)).backward()
     return model
@@ -53,7 +53,7 @@ def assert_same_gradients(found, model):
 @pytest.mark.parametrize("routing", ranks.ROUTINGS)
 @pytest.mark.parametrize("split", ranks.SPLITS)
 def test_gradients_are_those_of_one_process_on_the_whole_batch(results, kind, routing, split):
-    model = in_one_process(kind, routing)
+    model = in_one_process(kind, routing, started=False)
     for found in results:
         assert_same_gradients(found[kind, routing, split]["gradients"], model)
     if routing == "batch":
@@ -63,7 +63,7 @@ def test_gradients_are_those_of_one_process_on_the_whole_batch(results, kind, ro
 
 
 def test_a_checkpoint_uses_the_common_decision_again(results):
-    model = in_one_process("llama", "batch")
+    model = in_one_process("llama", "batch", started=False)
     for found in results:
         assert_same_gradients(found["checkpointed"]["gradients"], model)
 
@@ -112,6 +112,40 @@ def test_initialisation_sees_the_data_of_all_processes(results):
     for name, expected in (("centroids", router.centroids.detach()), ("center", router.center)):
         assert torch.equal(results[0]["initialized"][name], results[1]["initialized"][name])
         torch.testing.assert_close(results[0]["initialized"][name], expected)
+
+
+def test_a_group_of_ranks_can_be_set(results):
+    for found in results:
+        assert torch.equal(found["group"], found["sync off"])
+
+
+@pytest.mark.parametrize("routing", ranks.ROUTINGS)
+def test_tensor_parallel_layers_compute_as_whole_ones(results, routing):
+    base = ranks.make("llama", dtype=torch.float64, num_key_value_heads=2)
+    model = ranks.whole_model("llama", routing, model=base, target_modules=ranks.UNCUT).eval()
+    output = model(**ranks.inputs_for("llama", batch=4))
+    output.loss.backward()
+    for found in results:
+        cut = found["tensor parallel"][routing]
+        torch.testing.assert_close(cut["logits"], output.logits, rtol=0, atol=1e-9)
+        assert_same_gradients(cut["gradients"], model)
+        assert "a layer that sees its whole input" in cut["refused"]
+
+
+def test_stages_of_a_pipeline_run_with_a_pinned_route_and_refuse_a_router_that_is_elsewhere(results):
+    model = ranks.staged_model()
+    pin_route(model, group=1)
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(4, 6)
+    output = model(x)
+    output.sum().backward()
+    torch.testing.assert_close(results[-1]["stages"]["output"], output)
+    expected = gradients(model)
+    parts = [found["stages"]["gradients"] for found in results]
+    assert parts[0].keys() | parts[1].keys() == expected.keys()
+    for name, gradient in {**parts[0], **parts[1]}.items():
+        torch.testing.assert_close(gradient, expected[name])
+    assert [found["stages"]["refused"] == "" for found in results] == [True, False]
+    assert "the layer with the router to be in the model" in results[1]["stages"]["refused"]
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "older fsdp"])

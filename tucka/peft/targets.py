@@ -10,7 +10,7 @@ from typing import cast
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from tucka.backends.torch.base_layers import is_convolution, is_experts, width_of
+from tucka.backends.torch.base_layers import is_convolution, is_cut_along_input, is_experts, width_of
 from tucka.backends.torch.routing.layouts import Layout, layout_of
 from tucka.backends.torch.routing.parts import Anatomy
 from tucka.errors import ConfigError, expected
@@ -95,6 +95,10 @@ def check_targets(
         if is_convolution(layer) and config.routing == "token":
             rule = "'batch' or 'sample' where a convolution is adapted"
             raise ConfigError(expected("routing", rule, "'token'", where=name))
+        if is_cut_along_input(layer):
+            rule, got = "a layer that sees its whole input", f"{name}, which tensor parallelism cuts along it"
+            cure = "Take it out with exclude_modules; layers that are cut along their output work"
+            raise ConfigError(expected("target_modules", rule, got, where="TuckAConfig", cure=cure))
         _check_is_called(layer, name, model)
         _check_rows(config, name, places[name])
     named = config.router_module
@@ -123,11 +127,32 @@ _READ = {
     "JambaMambaMixer": ("dt_proj",),
     "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
     "LongcatFlashTopkRouter": ("classifier",),
+    "MobileBertLMPredictionHead": ("dense", "decoder"),
+    "DetrMHAttentionMap": ("k_proj",),
+    "ConditionalDetrMHAttentionMap": ("k_proj",),
+    "DabDetrMHAttentionMap": ("k_linear",),
+    "MaskFormerDetrMHAttentionMap": ("k_proj",),
 }
 # Their fast kernels read these too, where they are installed.
-_READ_BY_KERNELS = dict.fromkeys(("MambaMixer", "FalconMambaMixer", "Mamba2Mixer", "BambaMixer"), ("out_proj",))
+_READ_BY_KERNELS = {
+    "MambaMixer": ("x_proj", "out_proj"),
+    "FalconMambaMixer": ("x_proj", "out_proj"),
+    "Mamba2Mixer": ("out_proj",),
+    "BambaMixer": ("out_proj",),
+    "FalconH1Mixer": ("out_proj",),
+    "GraniteMoeHybridMambaLayer": ("out_proj",),
+    "NemotronHMamba2Mixer": ("out_proj",),
+    "Zamba2MambaMixer": ("out_proj",),
+}
 # Layers that are linear or convolutions by their class, and compute something else.
-_OTHERS = ("Llama4Router", "PhimoeTopKRouter", "DeepseekV4GroupedLinear", "ParakeetEncoderCTCHead")
+_OTHERS = (
+    "Llama4Router",
+    "PhimoeTopKRouter",
+    "DeepseekV4GroupedLinear",
+    "IdeficsDecoupledLinear",
+    "ParakeetEncoderCTCHead",
+    "LasrEncoderCTCHead",
+)
 
 
 def _check_is_called(layer: nn.Module, name: str, model: nn.Module) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "from_rows",
     "input_axis",
     "is_convolution",
+    "is_cut_along_input",
     "is_experts",
     "is_readable",
     "layer_dtype",
@@ -163,6 +164,12 @@ def open_weight(layer: nn.Module, width: int) -> Tensor | None:
     """Return a layer's weight if it can be read, and written, as numbers; None for quantised and hidden ones."""
     weight = layer_weight(layer)
     return weight if isinstance(weight, nn.Parameter) and is_readable(weight, layer, width) else None
+
+
+def is_cut_along_input(layer: nn.Module) -> bool:
+    """Tell whether each process has a part of the columns of a layer's weight, and sees that part of its input."""
+    placements = getattr(layer_weight(layer), "placements", ())  # of a DTensor
+    return any(getattr(placement, "dim", None) == input_axis(layer) for placement in placements)
 
 
 def is_readable(weight: Tensor, layer: nn.Module, width: int) -> bool:

@@ -75,6 +75,7 @@ _KNOWN: dict[str, tuple[tuple[str, ...], Layout]] = {
 }
 _POSITIONS = (
     "linear_pos",
+    "relative_k_proj",
     "pos_proj",
     "pos_q_proj",
     "pos_key_proj",
