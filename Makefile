@@ -10,7 +10,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-quantised lint format docs docs-serve quality clean
+.PHONY: help install demo test test-all test-architectures architectures test-quantised lint format docs docs-serve quality clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,12 @@ test: $(STAMP)  ## the test suite, doctests and documents included
 
 test-all: $(STAMP)  ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
+
+test-architectures: $(STAMP)  ## tiny models of 200 architectures, beside LoRA: about 10 minutes; ARCHITECTURES=all for 340
+	$(BIN)/python -m pytest $(PARALLEL) -m slow tests/architectures
+
+architectures: $(STAMP)  ## the tables of the page of architectures, on all of them
+	PYTHONPATH=tests $(BIN)/python -m architectures.sweep all --processes 2
 
 # In an environment of its own: both libraries print warnings whenever anything imports peft.
 test-quantised:  ## the tests of 4- and 8-bit base layers on bitsandbytes and torchao

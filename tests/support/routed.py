@@ -1,9 +1,9 @@
 """Adapted models of all kinds in float64, whose adapters show at once and route by products."""
 
 import torch
-from architectures.families import FAMILIES
 from peft import get_peft_model
 
+from architectures.families import FAMILIES
 from support.tiny_models import make
 from tucka.peft import TuckAConfig, last_route
 

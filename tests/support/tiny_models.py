@@ -56,7 +56,7 @@ def vit(**changes):
 
 def llama(**changes):
     options = {"num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None, **changes}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.3, **_SMALL, **options))
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, initializer_range=0.3, **{**_SMALL, **options}))
 
 
 def opt(**changes):

@@ -173,12 +173,20 @@ def _check_is_called(layer: nn.Module, name: str, model: nn.Module) -> None:
         )
 
 
+_UNKNOWN_ROWS = {
+    Layout.DISPATCHED: "tokens that a mixture sends to one of its experts",
+    Layout.PACKED: "the tokens of all samples in one row",
+    Layout.UNKNOWN: "other rows",
+}
+
+
 def _check_rows(config: TuckAConfig, name: str, place: Place) -> None:
     """Refuse layers of which it is known that their inputs do not tell which row belongs to which sample."""
     routed = config.pinned_gates is None and config.routing != "batch"
-    if not routed or place.layout not in (Layout.DISPATCHED, Layout.UNKNOWN):
+    if not routed or place.layout not in _UNKNOWN_ROWS or (place.layout is Layout.PACKED and config.routing == "token"):
         return
-    what = "tokens that a mixture sends to one of its experts" if place.layout is Layout.DISPATCHED else "other rows"
+    what = _UNKNOWN_ROWS[place.layout]
     rule = f"a layer whose input has rows of known samples (routing={config.routing!r})"
-    cure = "Take it out with exclude_modules, use routing='batch', or say samples_first if the model is your own"
+    known = "'batch' or 'token'" if place.layout is Layout.PACKED else "'batch'"
+    cure = f"Take it out with exclude_modules, use routing={known}, or say samples_first if the model is your own"
     raise ConfigError(expected("target_modules", rule, f"{name}, which gets {what}", where="TuckAConfig", cure=cure))

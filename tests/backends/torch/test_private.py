@@ -12,7 +12,14 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
-from transformers import CanineConfig, CanineModel, Wav2Vec2Config, Wav2Vec2Model
+from transformers import (
+    CanineConfig,
+    CanineModel,
+    ParakeetEncoder,
+    ParakeetEncoderConfig,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
 
 from tucka.backends.torch import private
 
@@ -105,6 +112,14 @@ def test_a_model_of_sound_converts_its_mask():
     converted = private.audio_mask(model, mask, 9)
     assert converted.sum(dim=1).tolist() == [9, 4]
     assert private.audio_mask(nn.Linear(2, 2), mask, 9) is None
+
+
+def test_an_encoder_of_spectra_converts_its_mask():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = ParakeetEncoder(ParakeetEncoderConfig(**sizes, num_mel_bins=8, subsampling_conv_channels=4))
+    mask = torch.ones(2, 64, dtype=torch.long)
+    mask[1, 32:] = 0
+    assert private.audio_mask(model, mask, 8).sum(dim=1).tolist() == [8, 4]
 
 
 def test_a_model_of_characters_converts_its_mask():

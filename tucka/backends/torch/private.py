@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,10 +92,10 @@ def outside_checkpoints() -> Iterator[None]:
 def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
     """Convert a mask of audio samples (B, T) to one of feature frames (B, length) by the model's own function."""
     convert = getattr(model, "_get_feature_vector_attention_mask", None)
-    if not callable(convert):
-        return None
-    converted: Tensor = convert(length, mask)
-    return converted
+    if callable(convert):
+        return cast(Tensor, convert(length, mask))
+    convert = getattr(model, "_get_output_attention_mask", None)
+    return cast(Tensor, convert(mask, length)) if callable(convert) else None
 
 
 def pooled_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:

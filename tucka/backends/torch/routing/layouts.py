@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.routing.inputs import Inputs
 
-__all__ = ["Layout", "View", "layout_of", "view_of"]
+__all__ = ["OF_OTHERS", "Layout", "View", "layout_of", "view_of"]
 
 
 class Layout(StrEnum):
@@ -24,6 +24,10 @@ class Layout(StrEnum):
     )
     CACHED_TOKENS = "cached tokens"  # (B, 1, L, d): all tokens that the cache holds, earlier calls' among them
     OTHER_TOKENS = "other tokens"  # (B, T, d): of another sequence, which the layer's attention looks at
+    OTHER_TOKENS_FIRST = "other tokens first"  # (T, B, d)
+    OTHER_GROUPS = "groups of other tokens"  # (B·n, T, d)
+    PACKED = "packed"  # (1, N, d): the tokens of all samples, one sample after the other
+    PIECES = "pieces"  # (B, c, d): some tokens of each sample in each of several calls
     DISPATCHED = "dispatched"  # the tokens that a mixture sends to one of its experts
     UNKNOWN = "unknown"
 
@@ -35,6 +39,12 @@ class View(NamedTuple):
     lead: tuple[int, ...] | None = None  # leading axes to reshape to
 
 
+# Of layers that see another sequence than the one that is routed.
+OF_OTHERS = {
+    Layout.SAMPLES_FIRST: Layout.OTHER_TOKENS,
+    Layout.TOKENS_FIRST: Layout.OTHER_TOKENS_FIRST,
+    Layout.GROUPS_OF_SAMPLES: Layout.OTHER_GROUPS,
+}
 _LONG = ("query", "key", "value", "query_global", "key_global", "value_global")
 # By the class of a module around the layer: the last parts of the names of its layers (all if empty), and their layout.
 _KNOWN: dict[str, tuple[tuple[str, ...], Layout]] = {
@@ -42,7 +52,7 @@ _KNOWN: dict[str, tuple[tuple[str, ...], Layout]] = {
     "LEDEncoderSelfAttention": (_LONG, Layout.TOKENS_FIRST),
     "XLNetFeedForward": ((), Layout.TOKENS_FIRST),
     "FSMTEncoder": ((), Layout.TOKENS_FIRST),
-    "FSMTDecoder": ((), Layout.TOKENS_FIRST),
+    "FSMTDecoder": (("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), Layout.TOKENS_FIRST),
     "Mask2FormerMaskedAttentionDecoderLayer": (("fc1", "fc2"), Layout.TOKENS_FIRST),
     "BridgeTowerResidualAttention": ((), Layout.TOKENS_FIRST),
     "SwinAttention": ((), Layout.GROUPS_OF_SAMPLES),
@@ -69,7 +79,8 @@ _KNOWN: dict[str, tuple[tuple[str, ...], Layout]] = {
     "TimesformerLayer": ((), Layout.GROUPS_OF_SAMPLES),
     "TimesformerPatchEmbeddings": ((), Layout.GROUPS_OF_SAMPLES),
     "AutoformerModel": ((), Layout.UNKNOWN),  # the base itself mixes samples
-    "PixtralTransformer": ((), Layout.UNKNOWN),
+    "PixtralTransformer": ((), Layout.PACKED),
+    "Mistral3MultiModalProjector": ((), Layout.UNKNOWN),
     "XCLIPPromptGenerator": ((), Layout.UNKNOWN),
     "BrosBboxEmbeddings": ((), Layout.UNKNOWN),
 }
@@ -83,10 +94,15 @@ _POSITIONS = (
     "continuous_position_bias_mlp",
     "prompt_trans",
 )
-# Of multi-head latent attention: the projection of the latents that the cache holds, old ones and new ones alike.
-_OF_OTHERS = ("k_proj", "v_proj", "key", "value", "k", "v", "kv", "kv_proj", "c_attn", "k_lin", "v_lin")
+# Of attention to another sequence: the projections of that, by their own names and those of the modules around them.
+_KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "k", "v", "kv", "kv_proj", "c_attn", "k_lin", "v_lin")
 _CROSSING = ("crossattention", "cross_attn", "cross_attention", "encoder_attn", "encdecattention", "encoder_attention")
+# Of multi-head latent attention: the projection of the latents that the cache holds, old ones and new ones alike.
 _LATENTS = ("kv_b_proj",)
+# What gets the outputs of a tower as they are, packed ones too.
+_AFTER_A_TOWER = ("LlavaMultiModalProjector",)
+# Parts of LXMERT that see the image, or the image and the text in turn.
+_OTHER_STREAMS = ("r_layers", "visual_attention", "visn_self_att", "visn_inter", "visn_output", "visn_fc")
 
 
 def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) -> Layout:
@@ -99,22 +115,49 @@ def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) 
         return Layout.DISPATCHED
     if set(names) & set(_POSITIONS):
         return Layout.NO_SAMPLE
-    if names[-1] in _OF_OTHERS and any(mark in name.lower() for name in names[:-1] for mark in _CROSSING):
-        return Layout.OTHER_TOKENS
     if names[-1] in _LATENTS:
         return Layout.CACHED_TOKENS
-    for module, _ in reversed(around):
+    if any(_cuts_into_pieces(module, names[end:]) for end, (module, _) in enumerate(around)):
+        return Layout.PIECES
+    found = _known_layout([module for module, _ in around], names[-1])
+    if any(type(module).__name__ in _AFTER_A_TOWER for module, _ in around) and _has_packed_tower(root):
+        found = Layout.PACKED
+    if found is None and samples_first is not None:
+        found = Layout.SAMPLES_FIRST if samples_first else Layout.TOKENS_FIRST
+    if found is None:
+        found = Layout.UNKNOWN if _mixes_layouts(root) else Layout.SAMPLES_FIRST
+    return OF_OTHERS.get(found, found) if _sees_others(names) else found
+
+
+def _known_layout(around: list[nn.Module], name: str) -> Layout | None:
+    """Find a layout by the classes of the modules around a layer, the innermost first."""
+    for module in reversed(around):
         kind = type(module).__name__
         if kind == "DisentangledSelfAttention":
             return Layout.AS_THE_PARENT_SAYS
         endings, layout = _KNOWN.get(kind, ((), None))
-        if layout is not None and (not endings or names[-1] in endings):
+        if layout is not None and (not endings or name in endings):
             return layout
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
             return Layout.SAMPLES_FIRST if module.self_attn.batch_first else Layout.TOKENS_FIRST
-    if samples_first is not None:
-        return Layout.SAMPLES_FIRST if samples_first else Layout.TOKENS_FIRST
-    return Layout.UNKNOWN if _mixes_layouts(root) else Layout.SAMPLES_FIRST
+    return None
+
+
+def _sees_others(names: list[str]) -> bool:
+    """Tell by the parts of its name whether a layer sees another sequence than the one that is routed."""
+    crosses = names[-1] in _KEYS_AND_VALUES and any(mark in name.lower() for name in names[:-1] for mark in _CROSSING)
+    return crosses or bool(set(names) & set(_OTHER_STREAMS))
+
+
+def _has_packed_tower(root: nn.Module) -> bool:
+    return any(_KNOWN.get(type(module).__name__, ((), None))[1] is Layout.PACKED for module in root.modules())
+
+
+def _cuts_into_pieces(module: nn.Module, inside: list[str]) -> bool:
+    """Tell whether a module calls a layer inside on some tokens at a time."""
+    size = getattr(module, "chunk_size_feed_forward", 0)
+    feeds = isinstance(size, int) and size > 0 and not any("attention" in name or name == "attn" for name in inside)
+    return feeds or (type(module).__name__ == "CanineAttention" and bool(getattr(module, "local", False)))
 
 
 def _is_list_of_experts(module: nn.Module) -> bool:
@@ -139,7 +182,9 @@ def view_of(x: Tensor, inputs: Inputs, layout: Layout) -> View | None:
     rows, tokens = inputs.rows, inputs.tokens
     if layout in (Layout.UNKNOWN, Layout.DISPATCHED) or rows is None or x.ndim < 2:
         return None
-    if layout is Layout.TOKENS_FIRST:
+    if layout is Layout.PACKED:
+        return View() if x.ndim == 3 and x.shape[0] == 1 else None
+    if layout in (Layout.TOKENS_FIRST, Layout.OTHER_TOKENS_FIRST):
         return _tokens_first(x, inputs)
     if layout is Layout.CACHED_TOKENS and x.ndim == 4 and x.shape[:2] == (rows, 1):
         return View(lead=(rows, x.shape[2]))
@@ -147,7 +192,7 @@ def view_of(x: Tensor, inputs: Inputs, layout: Layout) -> View | None:
         return View()
     if x.ndim == 2 and tokens is not None and x.shape[0] == rows * tokens:
         return View(lead=(rows, tokens))
-    if layout is Layout.GROUPS_OF_SAMPLES and x.shape[0] % rows == 0:
+    if layout in (Layout.GROUPS_OF_SAMPLES, Layout.OTHER_GROUPS) and x.shape[0] % rows == 0:
         return View(lead=(rows, x.shape[0] // rows, *x.shape[1:-1]))
     return None
 

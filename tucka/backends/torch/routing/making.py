@@ -38,9 +38,15 @@ class Maker:
     def make(self, adapter: str, layer: Any, x: Tensor, forward: Forward, layout: Layout) -> Route:
         """Route on the input (..., d) of a layer, for it and all others of its part of the model."""
         router = self._checked_router(adapter, layer, x, forward)
+        if layout is Layout.PIECES and x.shape[1:-1] != (forward.inputs.tokens,):
+            rule, got = "a route that is made of all tokens", "a layer that is called on some of them at a time"
+            cure = "Set chunk_size_feed_forward=0, or give or pin the route"
+            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
         if forward.part.name is None and forward.inputs.rows is None:  # a layer called by itself in a routing scope
             forward.inputs.rows = x.shape[0]
             forward.inputs.tokens = x.shape[1] if x.ndim == 3 else None
+            if forward.again is not None:
+                forward.again.inputs.rows, forward.again.inputs.tokens = forward.inputs.rows, forward.inputs.tokens
         by_token = router.spec.routing == "token"
         if not by_token:
             self._check_origin(layer, forward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,31 @@ def _followed_by_real_ones(mask: Tensor, tokens: int, _model: nn.Module, _inputs
     return nn.functional.pad(mask, (0, tokens - mask.shape[1]), value=1) if tokens > mask.shape[1] else None
 
 
+def _preceded_by_real_ones(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    """Of text that follows the patches of an image."""
+    return nn.functional.pad(mask, (tokens - mask.shape[1], 0), value=1) if tokens > mask.shape[1] else None
+
+
+def _followed_by_patches(mask: Tensor, tokens: int, model: nn.Module, inputs: Inputs) -> Tensor | None:
+    """Of text that is followed by an image's own token and its patches, those of the largest image of the batch."""
+    pixels, config = inputs.others.get("pixel_mask"), cast(Any, model).config
+    if not isinstance(pixels, Tensor):
+        return _followed_by_real_ones(mask, tokens, model, inputs)
+    grid = tuple(side // config.patch_size for side in pixels.shape[-2:])
+    patches = nn.functional.interpolate(pixels[:, None].float(), size=grid).flatten(1).sum(dim=1, keepdim=True)
+    places = torch.arange(tokens - mask.shape[1], device=mask.device)
+    return torch.cat([mask, (places <= patches.to(mask.device)).to(mask)], dim=1)
+
+
+def _with_visual_tokens(mask: Tensor, tokens: int, _model: nn.Module, inputs: Inputs) -> Tensor | None:
+    """Of text that is followed by visual tokens with a mask of their own."""
+    visual: Any = inputs.others.get("visual_attention_mask")
+    if not isinstance(visual, Tensor):
+        return _followed_by_real_ones(mask, tokens, _model, inputs)
+    joined = torch.cat([mask, visual.to(mask)], dim=1)
+    return joined if joined.shape[1] == tokens else None
+
+
 def _padded_to_a_block(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
     """Of models that pad their inputs themselves."""
     return nn.functional.pad(mask, (0, tokens - mask.shape[1])) if tokens > mask.shape[1] else None
@@ -141,6 +166,10 @@ def _latents(_mask: Tensor, _tokens: int, _model: nn.Module, _inputs: Inputs) ->
 _BY_CLASS: dict[str, _Convert] = {
     "LayoutLMv3Model": _followed_by_real_ones,
     "UdopStack": _followed_by_real_ones,
+    "GitModel": _preceded_by_real_ones,
+    "ViltModel": _followed_by_patches,
+    "VisualBertModel": _with_visual_tokens,
+    "Idefics2PerceiverResampler": _latents,
     "LongformerModel": _padded_to_a_block,
     "LEDEncoder": _padded_to_a_block,
     "LEDModel": _padded_to_a_block,
@@ -153,4 +182,5 @@ _BY_CLASS: dict[str, _Convert] = {
     "LukeModel": _with_entities,
     "MLukeModel": _with_entities,
     "PerceiverModel": _latents,
+    "WhisperEncoder": _latents,  # it attends to all frames, whatever the mask says
 }

@@ -1,0 +1,9 @@
+"""The same random numbers in each test, whichever ran before it."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,172 @@
+"""Towers: each has a router and a route of its own, whatever their widths and numbers of samples."""
+
+import pytest
+import torch
+from transformers import CLIPVisionModel
+
+from support.adapting import watched
+from support.refusals import refused
+from support.routed import EXACT, FAMILIES, assert_rows_stand_alone, inputs_of, route_of, routed
+from support.tiny_models import clip, inputs_for, loss_of
+from tucka.backends.torch.routing.scope import scope_of
+from tucka.errors import RouteError
+from tucka.peft import expert_load, initialize_router, last_route, pin_route
+
+routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
+TARGETS = ["q_proj", "v_proj"]
+# Models of two towers, and the size of their images.
+PAIRS = {
+    "SigLIP": (lambda: FAMILIES["siglip"].build(), 32),
+    "CLIP": (lambda: FAMILIES["clip"].build(), 32),
+    "CLIP of equal widths": (lambda: clip(16, 16), 8),
+    "CLIP of other widths": (lambda: clip(16, 24), 8),
+}
+pairs = pytest.mark.parametrize("name", PAIRS)
+
+
+def adapted(name, routing="sample", **options):
+    build, size = PAIRS[name]
+    torch.manual_seed(0)
+    return routed(build(), TARGETS, routing, **options), size
+
+
+def texts(batch=3, seed=1):
+    return torch.randint(4, 50, (batch, 7), generator=torch.Generator().manual_seed(seed))
+
+
+def pictures(size, batch=3, seed=1):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pairs
+@routings
+@torch.no_grad()
+def test_no_tower_changes_with_the_others_input(name, routing):
+    model, size = adapted(name, routing)
+    ids, pixels = texts(), pictures(size)
+    both = model(input_ids=ids, pixel_values=pixels)
+    routes = [last_route(model, part=part) for part in ("", "vision_model")]
+    other_image = model(input_ids=ids, pixel_values=pictures(size, seed=2))
+    assert torch.equal(other_image.text_embeds, both.text_embeds)
+    assert torch.equal(last_route(model, part=""), routes[0])
+    assert not torch.equal(last_route(model, part="vision_model"), routes[1])
+    other_text = model(input_ids=texts(seed=2), pixel_values=pixels)
+    assert torch.equal(other_text.image_embeds, both.image_embeds)
+    assert torch.equal(last_route(model, part="vision_model"), routes[1])
+    with model.disable_adapter():
+        plain = model(input_ids=ids, pixel_values=pixels)
+    assert not torch.allclose(plain.text_embeds, both.text_embeds, atol=1e-3)
+    assert not torch.allclose(plain.image_embeds, both.image_embeds, atol=1e-3)
+
+
+@pairs
+@pytest.mark.parametrize("routing", ["sample", "token"])
+@torch.no_grad()
+def test_as_many_texts_and_images_as_one_likes(name, routing):
+    """Each row is routed by its own input alone."""
+    model, size = adapted(name, routing)
+    ids, pixels = texts(5), pictures(size, 2)
+    both = model(input_ids=ids, pixel_values=pixels)
+    one = model(input_ids=ids[3:4], pixel_values=pixels[1:])
+    torch.testing.assert_close(one.text_embeds, both.text_embeds[3:4], **EXACT)
+    torch.testing.assert_close(one.image_embeds, both.image_embeds[1:], **EXACT)
+
+
+@pairs
+@routings
+@torch.no_grad()
+def test_features_and_towers_that_are_called_by_themselves(name, routing):
+    model, size = adapted(name, routing)
+    root, ids, pixels = model.base_model.model, texts(), pictures(size)
+    model(input_ids=ids, pixel_values=pixels)
+    routes = {part: last_route(model, part=part) for part in ("", "vision_model")}
+    calls = {
+        "": lambda: (root.get_text_features(input_ids=ids), root.text_model(input_ids=ids)),
+        "vision_model": lambda: (root.get_image_features(pixel_values=pixels), root.vision_model(pixel_values=pixels)),
+    }
+    for part, call in calls.items():
+        call()
+        assert torch.equal(last_route(model, part=part), routes[part])
+
+
+def test_a_router_a_load_and_a_route_for_each_part():
+    model, size = adapted("CLIP of other widths", k=3)
+    scope = scope_of(model)
+    assert {part: router.in_features for part, router in scope.routers("default").items()} == {
+        "": 16,
+        "vision_model": 24,
+    }
+    with torch.no_grad():
+        model(input_ids=texts(4), pixel_values=pictures(size, 2))
+    assert {part: int(load.sum()) for part, load in scope.load["default"].items()} == {"": 4, "vision_model": 2}
+    assert {part: gates.shape for part, gates in scope.last["default"].items()} == {
+        "": (4, 3, 2),
+        "vision_model": (2, 3, 2),
+    }
+    assert int(expert_load(model, reset=True).sum()) == 6
+    assert int(expert_load(model).sum()) == 0
+
+
+def test_the_observers_of_a_model_get_the_router_of_the_part():
+    model, size = adapted("CLIP of other widths")
+    seen = []
+    scope_of(model).observers["default"] = lambda router, x, mask, gates: seen.append((router, x.shape[-1]))
+    with torch.no_grad():
+        model(input_ids=texts(), pixel_values=pictures(size))
+    routers = scope_of(model).routers("default")
+    assert {id(router): width for router, width in seen} == {
+        id(routers[""]): 16,
+        id(routers["vision_model"]): 24,
+    }
+    assert len(watched(model)) == 0
+
+
+def test_all_parts_are_started_trained_and_pinned():
+    model, size = adapted("CLIP of equal widths", k=3)
+    model.train()
+    batch = {"input_ids": texts(), "pixel_values": pictures(size)}
+    initialize_router(model, [batch], progress=False)
+    routers = scope_of(model).routers("default").values()
+    assert all(bool(router.is_initialized) for router in routers)
+    loss_of(model, {**batch, "return_loss": True}).backward()
+    assert all(router.centroids.grad.abs().sum() > 0 for router in routers)
+    pin_route(model, group=1)
+    assert not any(router.centroids.requires_grad for router in routers)
+    model.merge_adapter()
+
+
+def test_a_tower_alone_is_adapted_like_any_model():
+    config = PAIRS["CLIP of other widths"][0]().config.vision_config
+    torch.manual_seed(0)
+    model = routed(CLIPVisionModel(config), TARGETS)
+    pixels = pictures(8, 3)
+    assert_rows_stand_alone(model, {"pixel_values": pixels})
+    assert list(scope_of(model).owners["default"]) == [""]
+
+
+@torch.no_grad()
+def test_router_module_names_a_layer_of_one_part():
+    layer = "{}_model.encoder.layers.{}.self_attn.q_proj"
+    inputs = inputs_for("clip", dtype=torch.float64)
+    model = routed(clip(), ["q_proj"], router_module=layer.format("vision", 0))
+    model(**inputs)
+    assert scope_of(model).path(scope_of(model).owners["default"]["vision_model"]) == layer.format("vision", 0)
+    late = routed(clip(), ["q_proj"], router_module=layer.format("vision", 1))
+    with refused(RouteError, "route", "router_module | vision_model.encoder.layers.1 | to run first"):
+        late(**inputs)
+
+
+@pytest.mark.parametrize("routing", ["sample", "token"])
+@pytest.mark.parametrize("name", ["altclip", "chinese-clip", "vision-text-dual-encoder", "clipseg"])
+def test_other_models_of_two_towers(name, routing):
+    found = FAMILIES[name]
+    model = routed(found.build(), list(found.targets), routing)
+    assert len(scope_of(model).owners["default"]) > 1
+    assert_rows_stand_alone(model, inputs_of(name, 3), rows=0)
+    inputs = inputs_of(name, 3)
+    route_of(model, inputs)
+    before = {part: last_route(model, part=part) for part in scope_of(model).owners["default"]}
+    route_of(model, {**inputs, "pixel_values": inputs["pixel_values"] + 1})
+    changed = {part for part, gates in before.items() if not torch.equal(last_route(model, part=part), gates)}
+    assert changed
+    assert all("vision" in part or "visual" in part for part in changed if name != "clipseg")
