@@ -41,7 +41,7 @@ def headline(report: dict[str, Any]) -> str:
     return (
         f"Batch, sample and token routing pass all checks on **{fine} of {len(rows)}** architectures, LoRA on {lora}. "
         f"On {len(refused)} some routing or step is refused: an error names the layer and the cure, and it does not "
-        f"depend on the sizes of the inputs. On {only} of these {len(refused)} LoRA passes the same step. No output was wrong."
+        f"depend on the sizes of the inputs. On {only} of these {len(refused)} LoRA passes the same step."
     )
 
 
