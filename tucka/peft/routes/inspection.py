@@ -47,7 +47,7 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None, part: str |
     >>> model = get_peft_model(nn.Sequential(nn.Linear(4, 4)), TuckAConfig(r=2, k=3, target_modules=["0"]))
     >>> y = model(torch.ones(5, 4))
     >>> last_route(model).shape
-    torch.Size([3, 2])
+    torch.Size([5, 3, 2])
     """
     scope, name = scope_of(model), chosen_adapter(model, adapter_name)
     last = {key: value for key, value in scope.last.get(name, {}).items() if value is not None}
