@@ -201,12 +201,14 @@ class Call:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, with the arguments of that."""
         forwards: Forwards = self.scope.forwards
-        parent = forwards.state.open[-1] if forwards.state.open else None
+        stack = forwards.state.open
+        parent = stack[-1] if stack else None
+        if any(running.module is self.module for running in stack):  # for somebody else, from inside of itself
+            parent = None
         forward = Forward(self.part, self.module, args, kwargs, parent)
         if forward.grad and not torch.compiler.is_compiling():
             forward.frame = checkpoint_frame()[0]
         self.scope.memory.begin(forward)
-        stack = forwards.state.open
         stack.append(forward)
         try:
             output = self.__wrapped__(*args, **kwargs)

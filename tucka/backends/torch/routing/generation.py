@@ -25,6 +25,7 @@ class Generation:
         self.encoded: dict[str, Route] = {}
         self.encoder_output: Tensor | None = None
         self.prepared: list[Tensor] = []
+        self.last: tuple[Any, ...] | None = None  # its latest call, cache and routes
         self.laid_out: dict[Any, Any] = {}  # by layer and adapter: mixed cores and turned bases
 
     def owns(self, kwargs: Mapping[str, Any]) -> bool:
@@ -108,11 +109,9 @@ class Generating(_Replaced):
         stack.append(generation)
         try:
             yield
-            # Calls of others inside may have run after the last of its own.
-            for name, route in generation.held.items():
-                self.scope.note(name, "", route.gates)
         finally:
             del stack[stack.index(generation) :]
+            self.scope.memory.end_generation(generation)
 
 
 class Preparing(_Replaced):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tucka.backends.torch.private import is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
+from tucka.backends.torch.routing.caches import check_empty
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import Layout, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
@@ -189,7 +190,9 @@ class Maker:
             raise RouteError(expected("route", rule, got, where=where, cure=cure))
         if forward.past != 0:
             got = "a filled cache that carries no route, or whose rows have been changed"
-            raise RouteError(expected("route", "the route of the cache's prompt", got, where=where, cure=cure))
+            message = expected("route", "the route of the cache's prompt", got, where=where, cure=cure)
+            if not check_empty(forward.inputs.cache, message):
+                raise RouteError(message)
         prompt = None if forward.generation is None else forward.generation.prompt_tokens
         tokens = forward.inputs.tokens
         if prompt is not None and tokens is not None and tokens < prompt and not layer.tucka_role:

@@ -13,6 +13,7 @@ from tucka.backends.torch.routing.forwards import Forward
 from tucka.backends.torch.routing.routes import Route
 
 if TYPE_CHECKING:
+    from tucka.backends.torch.routing.generation import Generation
     from tucka.backends.torch.routing.scope import RoutingScope
 
 __all__ = ["Memory", "after"]
@@ -95,17 +96,33 @@ class Memory:
         if parent is not None and parent.part.name == forward.part.name:
             return
         kept = {name: route for name, route in routes.items() if not self._by_token(name) and not route.documents}
+        cache = forward.inputs.cache if cache is None else cache
+        tokens = self._all_tokens(forward, routes) if cache is not None and self.scope.sees_again else {}
         generation = forward.generation
         if generation is not None:
             generation.prepared = []
-            if not generation.held and forward.part.name == "":
+            generation.last = (forward, cache, kept, tokens)
+            if generation.held and not tokens:  # once more when it ends: nobody else has the cache before that
+                return
+            if forward.part.name == "":
                 generation.held = {name: route.detached() for name, route in kept.items()}
-        cache = forward.inputs.cache if cache is None else cache
+        self._attach(forward, cache, kept, tokens)
+
+    def end_generation(self, generation: Generation) -> None:
+        """Let the cache of a generation that ends, whatever ends it, carry its routes."""
+        # Calls of others inside may have run after the last of its own.
+        for name, route in generation.held.items():
+            self.scope.note(name, "", route.gates)
+        if generation.last is not None:
+            self._attach(*generation.last)
+
+    def _attach(self, forward: Forward, cache: Any, kept: dict[str, Route], tokens: dict[str, Tensor]) -> None:
+        if cache is None:
+            return
         rows = forward.inputs.rows
         kept = {name: self.scope.expanded(route, forward) for name, route in kept.items()}
         kept = {name: route for name, route in kept.items() if route.rows in (None, rows)}
-        tokens = self._all_tokens(forward, routes) if cache is not None and self.scope.sees_again else {}
-        if cache is not None and (kept or tokens) and not any(is_transformed(route.gates) for route in kept.values()):
+        if (kept or tokens) and not any(is_transformed(route.gates) for route in kept.values()):
             attach_routes(cache, self.scope.key, {name: route.gates.detach() for name, route in kept.items()}, tokens)
 
     def _all_tokens(self, forward: Forward, routes: dict[str, Route]) -> dict[str, Tensor]:

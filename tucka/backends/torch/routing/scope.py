@@ -222,7 +222,7 @@ class RoutingScope:
         route = route.on(x.device)
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
-            route = self._with_earlier(adapter, route, view, forward)
+            route = self._with_earlier(adapter, layer, route, view, forward)
         is_same = layout not in OF_OTHERS.values()
         same = is_same and (layer.tucka_role != "decoder" or adapter not in forward.known)
         if layout is Layout.PIECES and route.gates.ndim == 4 and x.shape[1:-1] != route.gates.shape[1:-2]:
@@ -252,9 +252,15 @@ class RoutingScope:
         known = any(x is tensor for tensor in forward.of_samples)
         return Layout.SAMPLES_FIRST if known else Layout.NO_SAMPLE
 
-    def _with_earlier(self, adapter: str, route: Route, view: View | None, forward: Forward) -> Route:
+    def _with_earlier(self, adapter: str, layer: Any, route: Route, view: View | None, forward: Forward) -> Route:
         """Put the gates of earlier calls' tokens before this call's, up to the length of a cache of fixed size."""
-        gates = after(forward.earlier.get(adapter), route.gates, forward.past)
+        earlier, past = forward.earlier.get(adapter), forward.past
+        if past and (past < 0 or earlier is None or earlier.shape[1] < past):
+            got = "a cache that carries no routes of its tokens, or a compiled call, which cannot count them"
+            cure = "Let the adapted model fill the cache itself, or take this layer out with exclude_modules"
+            rule = "the routes of all cached tokens, which this layer sees again"
+            raise RouteError(expected("route", rule, got, where=self.path(layer), cure=cure))
+        gates = after(earlier, route.gates, past)
         length = 0 if view is None or view.lead is None else view.lead[1]
         return replace(
             route, gates=nn.functional.pad(gates, (0, 0, 0, 0, 0, max(0, length - gates.shape[1]))), mask=None
@@ -319,14 +325,32 @@ class RoutingScope:
 
 
 def scope_of(model: Any) -> RoutingScope:
-    """Find the scope that a model's adapted layers share."""
+    """Find the scope that a model's adapted layers share, not that of an adapted model inside of it."""
     if isinstance(model, RoutingScope):
         return model
-    for module in model.modules() if isinstance(model, nn.Module) else ():
+    scopes = _outermost(model) if isinstance(model, nn.Module) else []
+    if len(scopes) == 1:
+        return scopes[0]
+    rule, got = "a model with TuckA layers", type(model).__name__
+    if scopes:
+        rule, got = "one adapted model", f"{got} with {len(scopes)} of them, each with routes of its own"
+    raise RouteError(expected("model", rule, got, where="scope_of"))
+
+
+def _outermost(model: nn.Module) -> list[RoutingScope]:
+    """List the scopes in a model, but for those of adapted models inside of others."""
+    found: dict[int, RoutingScope] = {}
+    for module in model.modules():
         scope = getattr(module, "tucka_scope", None)
         if isinstance(scope, RoutingScope):
-            return scope
-    raise RouteError(expected("model", "a model with TuckA layers", type(model).__name__, where="scope_of"))
+            found[id(scope)] = scope
+    if len(found) < 2:
+        return list(found.values())
+    inside = set()
+    for scope in found.values():
+        others = () if scope.root is None else scope.root.modules()
+        inside |= {id(other) for other in others if other is not scope.root}
+    return [scope for scope in found.values() if id(scope.root) not in inside]
 
 
 @contextlib.contextmanager
