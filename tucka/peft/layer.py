@@ -204,7 +204,8 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             return x
         # Checked before anything is routed on it, once for each kind of input.
         kind = (x.dtype, x.shape[-1:], x.device, active if isinstance(active, str) else tuple(active))
-        rows = x if kind == self._checked else self._checked_rows(x, names, kind)
+        is_known = not torch.compiler.is_compiling() and kind == self._checked  # else a new kind would compile anew
+        rows = x if is_known else self._checked_rows(x, names, kind)
         result = rows
         for name in names:
             fit = self.tucka_scope.fit(name, self, rows)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
-from torch.utils.checkpoint import _CachingTorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction, _CachingTorchDispatchMode
 
 __all__ = [
     "assert_later",
@@ -26,6 +26,7 @@ __all__ = [
     "outer_checkpoint_frames",
     "outside_checkpoints",
     "pooled_mask",
+    "reentrant_checkpoint",
     "version_of",
 ]
 
@@ -49,6 +50,20 @@ def outer_checkpoint_frames() -> list[tuple[Any, bool]]:
         for pack, unpack in reversed(taken):
             stack._push_saved_tensors_default_hooks(pack, unpack)
     return [found for found in map(_frame_of, taken[1:]) if found[0] is not None]
+
+
+def reentrant_checkpoint() -> Any:
+    """Return torch's object for the reentrant checkpoint around this call, the same in its backward; None without."""
+    # It looks at the callers: there is no other trace of such checkpoints, which run without gradients at first.
+    caller: Any = inspect.currentframe()
+    while caller is not None:
+        if caller.f_code in _REENTRANT:
+            return caller.f_locals["ctx"]
+        caller = caller.f_back
+    return None
+
+
+_REENTRANT = (CheckpointFunction.forward.__code__, CheckpointFunction.backward.__code__)
 
 
 def _frame_of(hooks: Any) -> tuple[Any, bool]:
@@ -93,9 +108,15 @@ def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
     """Convert a mask of audio samples (B, T) to one of feature frames (B, length) by the model's own function."""
     convert = getattr(model, "_get_feature_vector_attention_mask", None)
     if callable(convert):
-        return cast(Tensor, convert(length, mask))
+        return _if_complete(lambda each: convert(length, each), mask)
     convert = getattr(model, "_get_output_attention_mask", None)
-    return cast(Tensor, convert(mask, length)) if callable(convert) else None
+    return _if_complete(lambda each: convert(each, length), mask) if callable(convert) else None
+
+
+def _if_complete(convert: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor | None:
+    """Convert a mask, unless one of a sound without padding would leave frames out: those are of an earlier layer."""
+    whole = convert(torch.ones(1, mask.shape[1], dtype=mask.dtype))  # on the CPU, where looking at it waits for nothing
+    return convert(mask) if bool((whole != 0).all()) else None
 
 
 def pooled_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:

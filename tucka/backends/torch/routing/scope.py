@@ -81,6 +81,7 @@ class RoutingScope:
         # From the start, so that a compiled forward finds the entry when it is traced, and is not traced again.
         self.last.setdefault(adapter, {})[layer.tucka_part] = None
         self.reset_load(adapter)
+        layer.tucka_router[adapter].look()
 
     def reset_load(self, adapter: str) -> None:
         """Count an adapter's routings from zero again."""
@@ -268,10 +269,12 @@ class RoutingScope:
 
     def expanded(self, route: Route, forward: Forward) -> Route:
         """Repeat a caller's route as generation repeats the rows for its beams."""
-        rows, known = forward.inputs.rows, route.rows
-        if not route.given or known is None or rows is None or rows == known or rows % known:
+        generation = forward.generating() if route.given and not forward.part.name else None
+        if generation is None or generation.rows is None or route.rows is None:
             return route
-        return route.repeated(rows // known) if forward.generating() is not None else route
+        if route.rows != generation.rows:  # though it may be as many as there are beams or sequences
+            return replace(route, unknown=True)
+        return route.repeated(generation.times) if forward.inputs.rows == route.rows * generation.times else route
 
     def _misfit(self, layer: Any, x: Tensor, route: Route, forward: Forward) -> RouteError:
         cure = (
