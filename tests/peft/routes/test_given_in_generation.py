@@ -47,9 +47,9 @@ def test_each_prompt_has_its_group_alone_and_in_a_batch(kind, way):
 @pytest.mark.parametrize(("prompts", "groups"), [(4, [0, 1]), (6, [0, 1, 2]), (2, [0, 1, 2, 2]), (2, [0])])
 def test_another_number_of_groups_than_of_prompts_is_refused(kind, way, prompts, groups):
     model = visible(kind)
-    with refused(RouteError, "route", f"as many samples as given_route was told of, {len(groups)}"):
-        with given_route(model, groups=groups):
-            generate(model, text(batch=prompts), **WAYS[way])
+    words = f"as many samples as given_route was told of, {len(groups)}"
+    with given_route(model, groups=groups), refused(RouteError, "route", words):
+        generate(model, text(batch=prompts), **WAYS[way])
 
 
 @kinds

@@ -36,10 +36,10 @@ def batches_until_started(model, *shape, most=40):
     return most
 
 
-@pytest.mark.parametrize(
-    ("routing", "shape", "wanted"),
-    [("batch", (16, 5), 8), ("batch", (2, 5), 16), ("sample", (16, 5), 2), ("sample", (1, 5), 32), ("token", (16, 5), 1)],
-)
+ENOUGH = [("batch", (16, 5), 8), ("batch", (2, 5), 16), ("sample", (16, 5), 2), ("sample", (1, 5), 32)]
+
+
+@pytest.mark.parametrize(("routing", "shape", "wanted"), [*ENOUGH, ("token", (16, 5), 1)])
 def test_it_starts_as_soon_as_there_are_enough_batches_and_rows(routing, shape, wanted):
     model = plain(routing)
     before = router_of(model).centroids.detach().clone()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,11 +106,11 @@ def outside_checkpoints() -> Iterator[None]:
 
 def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
     """Convert a mask of audio samples (B, T) to one of feature frames (B, length) by the model's own function."""
-    convert = getattr(model, "_get_feature_vector_attention_mask", None)
-    if callable(convert):
-        return _if_complete(lambda each: convert(length, each), mask)
-    convert = getattr(model, "_get_output_attention_mask", None)
-    return _if_complete(lambda each: convert(each, length), mask) if callable(convert) else None
+    of_features = getattr(model, "_get_feature_vector_attention_mask", None)
+    if callable(of_features):
+        return _if_complete(lambda each: of_features(length, each), mask)
+    of_output = getattr(model, "_get_output_attention_mask", None)
+    return _if_complete(lambda each: of_output(each, length), mask) if callable(of_output) else None
 
 
 def _if_complete(convert: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor | None:

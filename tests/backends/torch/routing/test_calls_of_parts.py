@@ -18,6 +18,7 @@ SIZES = {
 }
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 FALLBACK = {"temperature": (0.0, 0.4), "logprob_threshold": -0.5, "compression_ratio_threshold": 1.35}
+WAYS = {"greedy": {}, "beams": {"num_beams": 2}, "language": {"language": None}, "fallback": FALLBACK}
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +67,11 @@ def passes(model):
 
 @routings
 @pytest.mark.parametrize("frames", [(60, 60), (150, 70)], ids=str)
-@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"language": None}, FALLBACK], ids=["greedy", "beams", "language", "fallback"])
-def test_each_window_has_a_route_of_its_own(routing, frames, options):
+@pytest.mark.parametrize("way", WAYS)
+def test_each_window_has_a_route_of_its_own(routing, frames, way):
     model = whisper(routing)
     found = passes(model)
-    said(model, sound(*frames), **options)
+    said(model, sound(*frames), **WAYS[way])
     assert len(found) >= max(frames) // 60
     windows = [window for window in found if window[1]]  # the last pass may only tell that nothing is left
     assert windows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +42,7 @@ class Maker:
         router = self._checked_router(adapter, layer, x, forward)
         if layout is Layout.PIECES and x.shape[1:-1] != (forward.inputs.tokens,):
             rule, got = "a route that is made of all tokens", "a layer that is called on some of them at a time"
-            cure = "Set chunk_size_feed_forward=0, or give or pin the route"
+            cure = "Take it out with exclude_modules, set chunk_size_feed_forward=0, or give or pin the route"
             raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
         if forward.part.name is None and forward.inputs.rows is None:  # a layer called by itself in a routing scope
             forward.inputs.rows = x.shape[0]
@@ -253,6 +253,9 @@ class Maker:
         return any(value.requires_grad and ".tucka_experts." not in f".{name}" for name, value in parameters)
 
 
-@torch.compiler.assume_constant_result  # so that it runs once where a compiler reads the call
-def _warn(message: str) -> None:
+def _warn_now(message: str) -> None:
     warnings.warn(message, stacklevel=2)
+
+
+# Run once where a compiler reads the call.
+_warn: Callable[[str], None] = torch.compiler.assume_constant_result(_warn_now)

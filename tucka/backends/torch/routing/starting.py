@@ -14,7 +14,7 @@ from tucka.core.centroids import balanced_centroids, data_aware_centroids, featu
 from tucka.core.routing import routing_feature
 from tucka.spec import Routing
 
-__all__ = ["MOST_FEATURES", "can_start_inside", "features_of", "like_batches", "FirstBatches", "start_router"]
+__all__ = ["MOST_FEATURES", "FirstBatches", "can_start_inside", "features_of", "like_batches", "start_router"]
 
 # Enough to find a few principal axes; bounds memory and time, of token routing above all.
 MOST_FEATURES = 2048
