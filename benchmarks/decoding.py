@@ -3,18 +3,14 @@
     python -m benchmarks.decoding                                           # the committed table: about an hour
     python -m benchmarks.decoding --rows lora batch --regimes generate-1 --repeats 5      # a part of it: printed only
 
-The first writes ``benchmarks/results/decoding-<sizes>-<device>-<dtype>.json`` with its table and figure. It keeps its
-times after each round and goes on with them when it is started again on the same commit.
+The first command writes ``benchmarks/results/decoding-<sizes>-<device>-<dtype>.json`` with its table and figure. It
+keeps its times after each round and goes on with them when it is started again on the same commit.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.decoders import SIZES, adapted, base_of
-from benchmarks.decoding_report import caption, spread, table, write
+from benchmarks.decoding_report import text, write
 from benchmarks.provenance import provenance
 from benchmarks.regimes import REGIMES, work
 from benchmarks.turns import Turns, Work
@@ -84,18 +80,6 @@ def works(options: argparse.Namespace) -> dict[str, dict[str, Work]]:
     return found
 
 
-def warm_up(works: Mapping[str, Mapping[str, Work]], repeats: int) -> None:
-    """Run everything once, and say how long the measurement takes."""
-    seconds = 0.0
-    for methods in works.values():
-        for one in methods.values():
-            began = time.monotonic()
-            one.run()
-            one.clear()
-            seconds += (time.monotonic() - began) * (one.calls + (one.calls > 1))
-    print(f"{repeats} rounds take at most about {1 + seconds * repeats / 60:.0f} minutes", flush=True)
-
-
 def about(options: argparse.Namespace) -> dict[str, Any]:
     """Say what is measured, with what, on what."""
     chosen = {name: value for name, value in vars(options).items() if name not in {"output", "repeats"}}
@@ -109,18 +93,13 @@ def main(given: list[str] | None = None) -> None:
     whole = set(options.rows) == set(ROWS) and set(options.regimes) == set(REGIMES)
     name = f"decoding-{options.sizes}-{options.device}-{options.dtype}.json"
     output = options.output or (RESULTS / name if whole else None)
-    turns = Turns.begun(about(options), output and output.with_suffix(".partial"))
-    measured = works(options)
-    warm_up(measured, options.repeats)
-    turns.measure(measured, options.repeats, options.budget)
-    report = {**turns.about, "repeats": options.repeats, "load_average": os.getloadavg()[0], "times": turns.times}
-    if output is None:
-        print(f"{table(report)}\n\n{caption(report)}\n\n{spread(report)}")
-        return
-    output.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-    turns.forget()
-    write(output)
-    print(output)
+    turns = Turns(about(options), output)
+    if turns.repeats < options.repeats:
+        turns.measure(works(options), options.repeats, options.budget)
+    report = turns.report()
+    if output is not None:
+        write(output)
+    print(text(report))
 
 
 if __name__ == "__main__":

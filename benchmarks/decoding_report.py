@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.adapted_models import METHODS
+from benchmarks.provenance import short
 from benchmarks.regimes import NEW, PROMPT, REGIMES
 from benchmarks.turns import CLOCKS
 
@@ -25,7 +26,7 @@ Ratio = tuple[float, float, float]  # median; 5th and 95th percentile
 
 def clock_of(report: dict[str, Any]) -> str:
     """Choose the processor's clock on a CPU, which other programs disturb less, and the wall's on a device."""
-    return "processor" if report["options"]["device"] == "cpu" else "wall"
+    return "processor" if report["about"]["options"]["device"] == "cpu" else "wall"
 
 
 def _column(report: dict[str, Any], regime: str, method: str) -> dict[str, float]:
@@ -91,17 +92,18 @@ def losses(report: dict[str, Any]) -> str:
 
 def caption(report: dict[str, Any]) -> str:
     """Say what was measured, on which machine and with which versions."""
-    options, versions = report["options"], report["versions"]
+    about = report["about"]
+    options, versions = about["options"], about["versions"]
     model = (
         f"Llama, {options['sizes']} sizes, {options['layers']} layers, all linear layers adapted, r = {options['rank']}"
     )
-    where = f"{report['device']}, {options['threads']} thread(s), {options['dtype']}, {clock_of(report)} time"
+    where = f"{about['device']}, {options['threads']} thread(s), {options['dtype']}, {clock_of(report)} time"
     rounds = f"up to {report['repeats']} rounds, load {report['load_average']:.1f}"
     with_ = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "peft"))
     generated = f"A generation has {PROMPT} tokens of prompt and {NEW} new ones"
     return (
         f"Time beyond the base, ÷ LoRA's, medians. {generated}. {model}. {where}; {rounds}; "
-        f"{with_}; commit {(report['commit'] or '?')[:10]}."
+        f"{with_}; commit {short(about['commit'])}."
     )
 
 
@@ -139,11 +141,16 @@ def figure(report: dict[str, Any], path: Path) -> None:
     plt.close(fig)
 
 
-def write(path: Path) -> None:
-    """Write table and figure beside a result file."""
-    report = json.loads(path.read_text("utf-8"))
+def text(report: dict[str, Any]) -> str:
+    """Write all tables."""
     parts = (table(report), losses(report), caption(report), "5th to 95th percentile:", spread(report))
-    path.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    return "\n\n".join(parts) + "\n"
+
+
+def write(path: Path) -> None:
+    """Write tables and figure beside a result file."""
+    report = json.loads(path.read_text("utf-8"))
+    path.with_suffix(".md").write_text(text(report), "utf-8")
     figure(report, path.with_suffix(".svg"))
 
 

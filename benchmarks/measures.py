@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -86,8 +86,8 @@ class _Kept:
         self.tensor = tensor
 
 
-def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Count bytes and storages that a forward keeps for the backward, without parameters and buffers."""
+def kept_by(compute: Callable[[], Any], *, owned: Iterable[Tensor] = ()) -> tuple[int, int]:
+    """Count bytes and storages that a computation keeps for its backward, without those of tensors that are owned."""
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Kept:
@@ -95,13 +95,18 @@ def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
         kept.add(box)
         return box
 
-    owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    known = {tensor.untyped_storage().data_ptr() for tensor in owned}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
-        result = model(x)
+        result = compute()
     storages = {box.tensor.untyped_storage().data_ptr(): box.tensor.untyped_storage().nbytes() for box in kept}
     del result
-    sizes = [size for pointer, size in storages.items() if pointer not in owned]
+    sizes = [size for pointer, size in storages.items() if pointer not in known]
     return sum(sizes), len(sizes)
+
+
+def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Count bytes and storages that a forward keeps for the backward, without parameters and buffers."""
+    return kept_by(lambda: model(x), owned=(*model.parameters(), *model.buffers()))
 
 
 def multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:

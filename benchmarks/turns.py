@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import time
@@ -13,10 +14,13 @@ from typing import Any
 
 import torch
 
-__all__ = ["Turns", "Work"]
+__all__ = ["CLOCKS", "Turns", "Work", "write_report"]
 
 LEAST = 3  # rounds of a slow method
 CLOCKS = ("wall", "processor")
+
+# Of each regime and method, by the number of the round: the seconds of both clocks.
+Times = dict[str, dict[str, dict[str, list[float]]]]
 
 
 @dataclass(frozen=True)
@@ -30,11 +34,12 @@ class Work:
     def turn(self) -> list[float]:
         """Return the wall and the processor seconds of one call, the median of the turn's."""
         if self.calls > 1:
-            self._timed()
-        taken = [self._timed() for _ in range(self.calls)]
-        return [statistics.median(column) for column in zip(*taken, strict=True)]
+            self.timed()
+        taken = [self.timed() for _ in range(self.calls)]
+        return [float(f"{statistics.median(column):.6g}") for column in zip(*taken, strict=True)]
 
-    def _timed(self) -> tuple[float, float]:
+    def timed(self) -> tuple[float, float]:
+        """Run once, and return the seconds of both clocks."""
         _wait()
         wall, processor = time.perf_counter(), time.process_time()
         self.run()
@@ -49,27 +54,27 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-@dataclass
 class Turns:
-    """The times so far: of each regime and method, by the number of the round."""
+    """Times in the making; `about` says of what, and on what. Times about something else do not belong here."""
 
-    about: dict[str, Any]  # what was measured, on what; other times do not belong here
-    path: Path | None  # where they are kept between the rounds
-    times: dict[str, dict[str, dict[str, list[float]]]]
-
-    @classmethod
-    def begun(cls, about: dict[str, Any], path: Path | None) -> Turns:
-        """Go on with the times of a file, or begin where there is none or it is about something else."""
-        if path is not None and path.exists():
-            kept = json.loads(path.read_text("utf-8"))
-            if kept["about"] == about:
-                print(f"{path}: going on with the times that are there")
-                return cls(about, path, kept["times"])
-            print(f"{path}: other code, options or machine; beginning again")
-        return cls(about, path, {})
+    def __init__(self, about: dict[str, Any], output: Path | None) -> None:
+        self.about = about
+        self.times: Times = {}
+        self.repeats = 0  # of a complete run that was found
+        self._output = output
+        self._partial = output and output.with_suffix(".partial")
+        for path in (self._output, self._partial):
+            if path is not None and path.exists():
+                kept = json.loads(path.read_text("utf-8"))
+                if kept["about"] == about:
+                    self.times, self.repeats = kept["times"], kept.get("repeats", 0)
+                    print(f"{path}: going on with its times")
+                else:
+                    print(f"{path}: of other code, options or machines; beginning anew")
 
     def measure(self, works: Mapping[str, Mapping[str, Work]], repeats: int, budget: float) -> None:
         """Time every method of every regime once in each round; one that used up its seconds sits rounds out."""
+        _warm_up(works, repeats)
         for number in range(repeats):
             began = time.monotonic()
             for regime, methods in works.items():
@@ -79,20 +84,38 @@ class Turns:
                     spent = sum(pair[0] for pair in known.values()) * methods[method].calls
                     if str(number) not in known and (spent < budget or len(known) < LEAST):
                         known[str(number)] = methods[method].turn()
-            self._keep()
+            if self._partial is not None:
+                self._partial.parent.mkdir(parents=True, exist_ok=True)
+                self._partial.write_text(json.dumps({"about": self.about, "times": self.times}), "utf-8")
             left = (time.monotonic() - began) * (repeats - number - 1)
-            print(f"round {number + 1} of {repeats}; at most {_minutes(left)} left", flush=True)
+            print(f"round {number + 1} of {repeats}; at most {_duration(left)} left", flush=True)
+        self.repeats = repeats
 
-    def _keep(self) -> None:
-        if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"about": self.about, "times": self.times}), "utf-8")
+    def report(self, **more: Any) -> dict[str, Any]:
+        """Return what was measured; write it, and remove what is kept of an unfinished run."""
+        load = round(os.getloadavg()[0], 1)  # the mean of the last minute
+        report = {"about": self.about, "repeats": self.repeats, "load_average": load, **more, "times": self.times}
+        if self._output is not None and self._partial is not None:
+            write_report(self._output, report)
+            self._partial.unlink(missing_ok=True)
+        return report
 
-    def forget(self) -> None:
-        """Remove the file: the run is complete."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report with one line for each of its entries."""
+    lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in report.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
+def _warm_up(works: Mapping[str, Mapping[str, Work]], repeats: int) -> None:
+    """Run everything once, and say how long the measurement takes."""
+    seconds = 0.0
+    for methods in works.values():
+        for one in methods.values():
+            seconds += one.timed()[0] * (one.calls + (one.calls > 1))
+    print(f"{repeats} rounds take at most about {_duration(seconds * repeats)}", flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds > 120 else f"{seconds:.0f} seconds"

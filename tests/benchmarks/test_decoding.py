@@ -17,7 +17,7 @@ def test_a_part_runs_and_its_report_names_the_losses(regimes, tmp_path):
     output = tmp_path / "part.json"
     decoding.main([*TINY, "--rows", "batch", "merged", "--regimes", *regimes, "--output", str(output)])
     report, text = json.loads(output.read_text()), output.with_suffix(".md").read_text()
-    assert {"versions", "device", "commit", "options", "load_average"} <= report.keys()
+    assert {"versions", "device", "commit", "options"} <= report["about"].keys()
     methods = {"frozen", "PEFT LoRA", "tucka batch", "tucka merged"}
     assert {name: set(times) for name, times in report["times"].items()} == {
         name: methods - ({"tucka merged"} if "train" in name else set()) for name in regimes
@@ -28,29 +28,34 @@ def test_a_part_runs_and_its_report_names_the_losses(regimes, tmp_path):
 
 
 def test_a_run_goes_on_where_it_stopped_and_leaves_times_of_other_code(tmp_path):
-    path, calls = tmp_path / "times.partial", []
-    work = Work(lambda: calls.append("run"), lambda: calls.append("clear"), calls=1)
-    Turns.begun({"commit": "one"}, path).measure({"regime": {"method": work}}, 2, budget=60)
-    assert calls == ["run", "clear"] * 2
-    again = Turns.begun({"commit": "one"}, path)
-    again.measure({"regime": {"method": work}}, 3, budget=60)
-    assert calls == ["run", "clear"] * 3
-    assert set(again.times["regime"]["method"]) == {"0", "1", "2"}
-    assert not Turns.begun({"commit": "two"}, path).times
-    again.forget()
-    assert not path.exists()
+    path, calls = tmp_path / "times.json", []
+    works = {"regime": {"method": Work(lambda: calls.append("run"), lambda: calls.append("clear"), calls=1)}}
+    Turns({"commit": "one"}, path).measure(works, 2, budget=60)
+    assert calls == ["run", "clear"] * 3  # one round to warm up
+    again = Turns({"commit": "one"}, path)
+    again.measure(works, 3, budget=60)
+    assert calls == ["run", "clear"] * 5
+    again.report()
+    assert not path.with_suffix(".partial").exists()
+    complete = Turns({"commit": "one"}, path)
+    assert complete.repeats == 3
+    assert set(complete.times["regime"]["method"]) == {"0", "1", "2"}
+    other = Turns({"commit": "two"}, path)
+    assert (other.repeats, other.times) == (0, {})
 
 
 def test_a_slow_method_sits_rounds_out():
-    turns = Turns({}, None, {"regime": {"slow": {str(number): [30.0, 30.0] for number in range(3)}}})
-    turns.measure({"regime": {"slow": Work(pytest.fail, pytest.fail, calls=1)}}, 5, budget=60)
+    turns, runs = Turns({}, None), []
+    turns.times = {"regime": {"slow": {str(number): [30.0, 30.0] for number in range(3)}}}
+    turns.measure({"regime": {"slow": Work(lambda: runs.append(1), lambda: None, calls=1)}}, 5, budget=60)
     assert len(turns.times["regime"]["slow"]) == 3
+    assert len(runs) == 1  # to warm up
 
 
 def test_ratios_are_those_of_the_overheads():
     base, lora, ours = ({str(number): [0, number + more] for number in range(5)} for more in (1, 3, 2))
     times = {"generate-1": {"frozen": base, "PEFT LoRA": lora, "tucka batch": ours}}
-    report = {"options": {"device": "cpu"}, "times": times}
+    report = {"about": {"options": {"device": "cpu"}}, "times": times}
     assert decoding_report.ratio(report, "generate-1", "tucka batch") == (0.5, 0.5, 0.5)
     assert "slower than LoRA in: no regime" in decoding_report.losses(report)
 
