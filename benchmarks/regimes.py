@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.decoders import VOCABULARY
 from benchmarks.turns import Work
 
-__all__ = ["REGIMES", "Regime", "work"]
+__all__ = ["REGIMES", "Regime", "inputs_of", "work"]
 
 PROMPT, NEW = 16, 32  # tokens of a generation
 
@@ -27,6 +27,7 @@ class Regime:
     samples: int
     tokens: int
     calls: int  # in one turn
+    new: int = NEW  # tokens that are generated
 
 
 REGIMES = {
@@ -55,7 +56,7 @@ def _train(model: nn.Module, inputs: dict[str, Any]) -> None:
 
 
 def _generate(model: Any, inputs: dict[str, Any]) -> None:
-    model.generate(**inputs, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+    model.generate(**inputs)
 
 
 RUNS: dict[str, Callable[[nn.Module, dict[str, Any]], None]] = {
@@ -67,7 +68,7 @@ RUNS: dict[str, Callable[[nn.Module, dict[str, Any]], None]] = {
 }
 
 
-def _inputs(regime: Regime, base: Any) -> dict[str, Any]:
+def inputs_of(regime: Regime, base: Any) -> dict[str, Any]:
     """Make the inputs of a regime, the same for all methods."""
     generator = torch.Generator().manual_seed(0)
     weight = next(base.parameters())
@@ -85,13 +86,14 @@ def _inputs(regime: Regime, base: Any) -> dict[str, Any]:
         mask = (torch.arange(regime.tokens, device=ids.device) < lengths[:, None]).long()
         return {"input_ids": ids * mask, "attention_mask": mask, "use_cache": False}
     if regime.kind == "generate":
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        length = {"max_new_tokens": regime.new, "min_new_tokens": regime.new}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **length, "do_sample": False}
     return {"input_ids": ids, **({"logits_to_keep": 1} if regime.kind == "prefill" else {"use_cache": False})}
 
 
 def work(regime: Regime, base: nn.Module, model: nn.Module) -> Work:
     """Say what a model does in one turn of a regime."""
-    inputs = _inputs(regime, base)
+    inputs = inputs_of(regime, base)
     trains = regime.kind == "train"
 
     def run() -> None:
