@@ -88,7 +88,10 @@ LAYERS = $(BIN)/python -W ignore -m benchmarks.adapters --threads 1
 TIMES = benchmarks/results/stack-cpu-float32
 
 bench: $(STAMP)  ## all times of the costs page, with tables and figures: about two hours, resumes where it stopped
+	$(BIN)/python -m benchmarks.counts
 	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.orders
 	$(LAYERS) --rounds 25 --budget 6
 	$(LAYERS) --model encoder --samples 4 --rounds 12 --budget 6
 	$(LAYERS) $(SHORT) --output $(TIMES)-short.json
