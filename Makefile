@@ -10,7 +10,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-architectures architectures test-quantised lint format docs docs-serve quality bench clean
+.PHONY: help install demo test test-all test-architectures architectures test-quantised lint format docs docs-serve quality bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -97,6 +97,10 @@ bench: $(STAMP)  ## all times of the costs page, with tables and figures: about 
 	$(LAYERS) $(SHORT) --output $(TIMES)-short.json
 	$(LAYERS) $(DEEP) --methods $(FEW) --output $(TIMES)-deep.json
 	$(BIN)/python -m benchmarks.report --clock processor $(TIMES)*.json benchmarks/results/encoder-cpu-float32.json
+
+bench-gpu: $(STAMP)  ## on a machine with a CUDA device: tables, memory, graphs, compiler, tests, quality; under 8 minutes
+	$(BIN)/pip install --quiet --no-deps $(TASK_MODELS)
+	$(BIN)/python -W ignore -m benchmarks.gpu.run
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(VENV)-quantised demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,7 +1,7 @@
 """Count what a method adds to a decoder, in numbers that every run gives again: ``python -m benchmarks.counts``.
 
-Operators and Python calls of an adapted call, bytes kept for the backward, graph breaks. It takes half a minute, and
-writes ``benchmarks/results/counts.json`` and its table. A test counts again and fails if a number of tucka has risen.
+Operators and Python calls of an adapted call, bytes kept for the backward, host reads, graph breaks. It takes a minute,
+and writes ``benchmarks/results/counts.json`` and its table. A test counts again, and fails if a number of tucka rises.
 """
 
 from __future__ import annotations
@@ -64,6 +64,29 @@ def operators(run: Callable[[], None]) -> int:
     return counter.count
 
 
+class _Reads(TorchDispatchMode):
+    """Counts the operators that hand numbers of a tensor to Python, or copy it from a device to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        result = operator(*args, **(kwargs or {}))
+        given = next((value for value in args if isinstance(value, torch.Tensor)), None)
+        reads = operator.overloadpacket.__name__ == "_local_scalar_dense"
+        on_host = isinstance(result, torch.Tensor) and result.device.type == "cpu"
+        self.count += reads or (on_host and given is not None and given.device.type not in ("cpu", "meta"))
+        return result
+
+
+def host_reads(run: Callable[[], None]) -> int:
+    """Count how often a run waits for a number of a tensor."""
+    with _Reads() as counter:
+        run()
+    return counter.count
+
+
 def calls(run: Callable[[], None]) -> int:
     """Count the Python functions that are entered."""
     count = 0
@@ -100,9 +123,12 @@ def _runs(step: str, base: nn.Module, model: nn.Module) -> tuple[Callable[[], No
     return run, lambda: None
 
 
+WHAT = {"operators": operators, "calls": calls, "host reads": host_reads}
+
+
 @lru_cache
 def _steps(method: str, layers: int) -> dict[str, list[int]]:
-    """Count operators and Python calls of a step of each kind, in a decoder of some layers."""
+    """Count what a step of each kind takes, in a decoder of some layers."""
     base = base_of("decoder", "tiny", layers).requires_grad_(False)
     model = adapted(base, method, RANK)
     found = {}
@@ -110,7 +136,7 @@ def _steps(method: str, layers: int) -> dict[str, list[int]]:
         model.train(step == "train")
         longer, shorter = _runs(step, base, model)
         longer()  # what is done once in a model's life
-        found[step] = [count(longer) - count(shorter) for count in (operators, calls)]
+        found[step] = [count(longer) - count(shorter) for count in WHAT.values()]
     return found
 
 
@@ -148,7 +174,7 @@ def counted(method: str) -> dict[str, float]:
     found: dict[str, float] = {}
     steps = {name: [_steps(name, layers) for layers in (1, 2)] for name in (method, BASE)}
     for step in STEPS:
-        for place, what in enumerate(("operators", "calls")):
+        for place, what in enumerate(WHAT):
             sides = [_apart(*(layers[step][place] for layers in steps[name])) for name in (method, BASE)]
             layer, once = (own - base for own, base in zip(*sides, strict=True))
             found[f"{step}, {what}"] = layer / len(LINEARS)
@@ -163,21 +189,20 @@ def table(report: dict[str, Any]) -> str:
     head = ["beyond the base"]
     for title in STEPS.values():
         head += [f"operators in {title}: each adapted call", "once", "Python calls: each adapted call", "once"]
-    head += ["KiB kept: each adapted call", "once", "graph breaks"]
+    head += ["host reads", "KiB kept: each adapted call", "once", "graph breaks"]
     lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for method, found in report["counts"].items():
         cells = [method]
         for step in STEPS:
             for what in ("operators", "calls"):
                 cells += [f"{found[f'{step}, {what}']:.1f}", f"{found[f'{step}, {what}, once']:.0f}"]
-        cells += [f"{found['kept'] / 1024:.1f}", f"{found['kept, once'] / 1024:.1f}", f"{found['graph breaks']:.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        reads = sum(found[f"{step}, host reads"] + abs(found[f"{step}, host reads, once"]) for step in STEPS)
+        cells += [f"{reads:.0f}", f"{found['kept'] / 1024:.1f}", f"{found['kept, once'] / 1024:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{found['graph breaks']:.0f}"]) + " |")
     versions = ", ".join(f"{name} {version}" for name, version in report["about"]["versions"].items())
     sizes = "SmolLM2-135M's widths, 32 tokens, r = 8, k = 4, float32"
-    lines += [
-        "",
-        f"Operators that only view do not count. Kept: {sizes}. {versions}; {short(report['about']['commit'])}.",
-    ]
+    commit = short(report["about"]["commit"])
+    lines += ["", f"Operators that only view do not count. Kept: {sizes}. {versions}; {commit}."]
     return "\n".join(lines) + "\n"
 
 

@@ -16,9 +16,18 @@ __all__ = ["LINEARS", "SIZES", "adapted", "base_of"]
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 # The head is not adapted and takes the same time with every method. A small vocabulary leaves less of it to measure.
 VOCABULARY = 2048
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "smollm2-135m": {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3},
+
+
+def _sizes(hidden: int, intermediate: int, heads: int, key_heads: int) -> dict[str, int]:
+    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    return dict(zip(names, (hidden, intermediate, heads, key_heads), strict=True))
+
+
+SIZES = {
+    "tiny": _sizes(32, 48, 4, 2),
+    "smollm2-135m": _sizes(576, 1536, 9, 3),
+    "llama-1b": _sizes(2048, 8192, 32, 8),
+    "llama-7b": _sizes(4096, 11008, 32, 32),
 }
 LARGEST = 4096  # positions
 
@@ -41,9 +50,9 @@ def base_of(kind: str, sizes: str, layers: int) -> nn.Module:
     return model(config).eval()
 
 
-def adapted(base: nn.Module, method: str, rank: int) -> nn.Module:
+def adapted(base: nn.Module, method: str, rank: int, targets: list[str] | None = None) -> nn.Module:
     """Adapt a copy of the base; the copies share its weights, so they lie in the same places of the memory."""
     known: dict[int, Any] = {} if method == "tucka merged" else {id(value): value for value in base.parameters()}
-    names = targets_of(base) if isinstance(base, Stack) else LINEARS
+    names = targets or (targets_of(base) if isinstance(base, Stack) else LINEARS)
     torch.manual_seed(0)
     return METHODS[method](copy.deepcopy(base, known), names, rank)

@@ -66,8 +66,9 @@ def works(options: argparse.Namespace) -> dict[str, dict[str, Work]]:
         regime = REGIMES[name]
         if regime.model not in kinds:
             torch.manual_seed(0)
-            base = base_of(regime.model, options.sizes, options.layers).requires_grad_(False)
-            base = base.to(options.device, getattr(torch, options.dtype))
+            with torch.device(options.device):
+                base = base_of(regime.model, options.sizes, options.layers).requires_grad_(False)
+            base = base.to(getattr(torch, options.dtype))
             models = {ROWS[row]: adapted(base, ROWS[row], options.rank).eval() for row in rows}
             kinds[regime.model] = base, models
         base, models = kinds[regime.model]
@@ -80,23 +81,23 @@ def works(options: argparse.Namespace) -> dict[str, dict[str, Work]]:
     return found
 
 
-def about(options: argparse.Namespace) -> dict[str, Any]:
-    """Say what is measured, with what, on what."""
+def measure(options: argparse.Namespace, output: Path | None, deadline: float | None = None) -> dict[str, Any]:
+    """Measure what is not in the output yet, and return the report."""
+    torch.set_num_threads(options.threads)
     chosen = {name: value for name, value in vars(options).items() if name not in {"output", "repeats"}}
-    return {**provenance(PACKAGES), "options": chosen}
+    turns = Turns({**provenance(PACKAGES), "options": chosen}, output)
+    if turns.repeats < options.repeats:
+        turns.measure(works(options), options.repeats, options.budget, deadline=deadline)
+    return turns.report()
 
 
 def main(given: list[str] | None = None) -> None:
     options = arguments(given)
     warnings.simplefilter("ignore")  # a router that was not started says so
-    torch.set_num_threads(options.threads)
     whole = set(options.rows) == set(ROWS) and set(options.regimes) == set(REGIMES)
     name = f"decoding-{options.sizes}-{options.device}-{options.dtype}.json"
     output = options.output or (RESULTS / name if whole else None)
-    turns = Turns(about(options), output)
-    if turns.repeats < options.repeats:
-        turns.measure(works(options), options.repeats, options.budget)
-    report = turns.report()
+    report = measure(options, output)
     if output is not None:
         write(output)
     print(text(report))

@@ -143,7 +143,9 @@ def figure(report: dict[str, Any], path: Path) -> None:
 
 def text(report: dict[str, Any]) -> str:
     """Write all tables."""
-    parts = (table(report), losses(report), caption(report), "5th to 95th percentile:", spread(report))
+    parts = [table(report), losses(report), caption(report), "5th to 95th percentile:", spread(report)]
+    if report["too_large"]:
+        parts.insert(2, f"Too large for the device's memory: {'; '.join(report['too_large'])}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -61,6 +61,7 @@ class Turns:
         self.about = about
         self.times: Times = {}
         self.repeats = 0  # of a complete run that was found
+        self.too_large: list[str] = []
         self._output = output
         self._partial = output and output.with_suffix(".partial")
         for path in (self._output, self._partial):
@@ -72,29 +73,59 @@ class Turns:
                 else:
                     print(f"{path}: of other code, options or machines; beginning anew")
 
-    def measure(self, works: Mapping[str, Mapping[str, Work]], repeats: int, budget: float) -> None:
-        """Time every method of every regime once in each round; one that used up its seconds sits rounds out."""
-        _warm_up(works, repeats)
+    def measure(
+        self,
+        works: Mapping[str, Mapping[str, Work]],
+        repeats: int,
+        budget: float,
+        *,
+        deadline: float | None = None,
+    ) -> None:
+        """Time every method of every regime once in each round, in an order of its own, and keep the times.
+
+        A method that used up its budget of seconds sits rounds out. No round begins that would not end by the deadline,
+        a time of `time.monotonic`. What does not fit a device's memory is left out.
+        """
+        fitting = self._warm_up(works, repeats)
         for number in range(repeats):
             began = time.monotonic()
-            for regime, methods in works.items():
-                # Each round has an order of its own, so that no method always runs after the same one.
+            for regime, methods in fitting.items():
+                # So that no method always runs after the same one.
                 for method in random.Random(number).sample(list(methods), len(methods)):
                     known = self.times.setdefault(regime, {}).setdefault(method, {})
                     spent = sum(pair[0] for pair in known.values()) * methods[method].calls
                     if str(number) not in known and (spent < budget or len(known) < LEAST):
                         known[str(number)] = methods[method].turn()
-            if self._partial is not None:
-                self._partial.parent.mkdir(parents=True, exist_ok=True)
-                self._partial.write_text(json.dumps({"about": self.about, "times": self.times}), "utf-8")
-            left = (time.monotonic() - began) * (repeats - number - 1)
-            print(f"round {number + 1} of {repeats}; at most {_duration(left)} left", flush=True)
-        self.repeats = repeats
+                if self._partial is not None:
+                    write_report(self._partial, {"about": self.about, "times": self.times})
+            self.repeats = number + 1
+            took = time.monotonic() - began
+            left = took * (repeats - self.repeats)
+            print(f"round {self.repeats} of {repeats}; at most {_duration(left)} left", flush=True)
+            if deadline is not None and time.monotonic() + took > deadline:
+                return
+
+    def _warm_up(self, works: Mapping[str, Mapping[str, Work]], repeats: int) -> dict[str, dict[str, Work]]:
+        """Run everything once, and say how long the measurement takes; return what fits the device's memory."""
+        seconds, fitting = 0.0, {}
+        for regime, methods in works.items():
+            fitting[regime] = dict(methods)
+            for method, one in methods.items():
+                try:
+                    seconds += one.timed()[0] * (one.calls + (one.calls > 1))
+                except torch.OutOfMemoryError:
+                    one.clear()
+                    torch.cuda.empty_cache()
+                    del fitting[regime][method]
+                    self.too_large.append(f"{regime}: {method}")
+        print(f"{repeats} rounds take at most about {_duration(seconds * repeats)}", flush=True)
+        return fitting
 
     def report(self, **more: Any) -> dict[str, Any]:
         """Return what was measured; write it, and remove what is kept of an unfinished run."""
         load = round(os.getloadavg()[0], 1)  # the mean of the last minute
-        report = {"about": self.about, "repeats": self.repeats, "load_average": load, **more, "times": self.times}
+        report = {"about": self.about, "repeats": self.repeats, "load_average": load, **more}
+        report |= {"too_large": self.too_large, "times": self.times}
         if self._output is not None and self._partial is not None:
             write_report(self._output, report)
             self._partial.unlink(missing_ok=True)
@@ -106,15 +137,6 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in report.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
-
-
-def _warm_up(works: Mapping[str, Mapping[str, Work]], repeats: int) -> None:
-    """Run everything once, and say how long the measurement takes."""
-    seconds = 0.0
-    for methods in works.values():
-        for one in methods.values():
-            seconds += one.timed()[0] * (one.calls + (one.calls > 1))
-    print(f"{repeats} rounds take at most about {_duration(seconds * repeats)}", flush=True)
 
 
 def _duration(seconds: float) -> str:
