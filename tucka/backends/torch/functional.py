@@ -10,8 +10,17 @@ from torch import Tensor
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
 from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import add_product, compute_dtype, project, turned, wide_dtype, without_autocast
+from tucka.spec import mixes_each_row
 
-__all__ = ["LaidOut", "add_gated_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
+__all__ = [
+    "LaidOut",
+    "add_gated_update",
+    "mix_cores",
+    "spread_times",
+    "times_mixed",
+    "tucker_adapt",
+    "tucker_adapt_gated",
+]
 
 # Nothing here reads a tensor back to the host, so all of it runs inside CUDA graphs and `torch.compile`. All functions
 # have second derivatives and forward-mode ones, and work under `torch.func`.
@@ -65,8 +74,8 @@ def tucker_adapt_gated(
 ) -> Tensor:
     r"""Adapt activations by any gates, from one set for all rows to one for each.
 
-    Where each row has gates of its own, per-row cores are not formed: all rows take one
-    (N, k·p·r) × (k·p·r, r) product.
+    Where each row has gates of its own, it takes r·min(r, k·p) numbers beside its d: it gets a mixed core, or all rows
+    take one (N, k·p·r) × (k·p·r, r) product.
 
     Parameters
     ----------
@@ -167,12 +176,26 @@ def add_gated_update(
     if lead < x.ndim - 1 or not lead:
         return _add_update(base, x, basis, _mixed(cores, expert_factor, gates), alpha=alpha)
     inner, rows = project(x, basis)
-    rank, slices = basis.shape[1], cores.shape[0] * cores.shape[1]
-    stacked = cores.to(inner.dtype).reshape(-1, rank)
+    groups, slices, rank, _ = cores.shape
     weights = _expert_weights(expert_factor, gates)
-    weights = (weights if alpha == 1 else alpha * weights).to(inner.dtype).reshape(-1, slices, 1)
-    spread = (weights * inner[:, None, :]).reshape(-1, slices * rank)
-    return _finish(base, x, rows, spread @ stacked, basis)
+    weights = (weights if alpha == 1 else alpha * weights).to(inner.dtype).reshape(-1, groups * slices)
+    stacked = cores.to(inner.dtype).reshape(-1, rank, rank)
+    times = times_mixed if mixes_each_row(rank, groups, slices) else spread_times
+    return _finish(base, x, rows, times(inner, weights, stacked), basis)
+
+
+def times_mixed(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
+    """Multiply rows (N, r) by cores mixed for each, with weights (N, kp) of the cores (kp, r, r)."""
+    rank = cores.shape[-1]
+    mixed = (weights @ cores.reshape(-1, rank * rank)).reshape(-1, rank, rank)
+    return torch.bmm(inner[:, None, :], mixed).squeeze(1)
+
+
+def spread_times(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
+    """Multiply rows (N, r), spread by their weights (N, kp), by all cores (kp, r, r) in one product."""
+    rank = cores.shape[-1]
+    spread = weights[:, :, None] * inner[:, None, :]
+    return spread.reshape(-1, cores.shape[0] * rank) @ cores.reshape(-1, rank)
 
 
 class LaidOut:
