@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, open_weight, step_gain, width_of
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
-from tucka.backends.torch.functional import LaidOut, add_gated_update
+from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.laid_out import LaidOut
+from tucka.backends.torch.private import is_of_deepspeed, is_transformed, parameters_by_name
+from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import RouteError, expected
 from tucka.spec import TuckerSpec
 
@@ -38,6 +41,7 @@ class ExpertParts(nn.Module):
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
         self.basis = nn.Parameter(torch.empty(in_features, rank))
+        self._laid_out: LaidOut | None = None
         self.reset_parameters(init_weights=init_weights, gain=gain)
 
     @torch.no_grad()
@@ -89,15 +93,32 @@ class ExpertParts(nn.Module):
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
-    def forward(self, base: Tensor, x: Tensor, gates: Tensor, laid_out: dict[Any, Any] | None = None) -> Tensor:
+    def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            laid = self._laid_out_for(x)
+            if laid is not None:
+                return laid.add_update(base, x, gates)
         cores, expert_factor, basis = self.factors()
-        if laid_out is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            known = laid_out.get(id(self))
-            if known is None or not known.is_of(cores, expert_factor, basis, gates, x):
-                known = laid_out[id(self)] = LaidOut(cores, expert_factor, basis, gates, x, alpha=self.spec.alpha)
-            return known.add_update(base, x)
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
+
+    def _laid_out_for(self, x: Tensor) -> LaidOut | None:
+        """Return what calls with inputs of one dtype have in common; None where the parameters may change unseen."""
+        own = parameters_by_name(self)
+        dtype = compute_dtype(x)
+        laid = self._laid_out
+        if laid is not None and laid.is_of((own.get("cores"), own.get("expert_factor"), own.get("basis")), dtype):
+            return laid
+        parameters = [self.cores, self.expert_factor, self.basis]
+        if any(type(each) is not nn.Parameter or is_of_deepspeed(each) or is_transformed(each) for each in parameters):
+            self._laid_out = None
+            return None  # cut by an engine, or those of a transformation
+        laid = self._laid_out = LaidOut(parameters, self.factors(), dtype, self.spec.alpha)
+        return laid
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be laid out again."""
+        return {**self.__dict__, "_laid_out": None}
 
 
 def _holding_ones(like: Tensor) -> Tensor:

@@ -19,12 +19,14 @@ __all__ = [
     "checkpoint_frame",
     "data_parallel_group",
     "has_input_hooks",
+    "is_any_autocast_on",
     "is_of_deepspeed",
     "is_replica",
     "is_transformed",
     "modules_by_name",
     "outer_checkpoint_frames",
     "outside_checkpoints",
+    "parameters_by_name",
     "pooled_mask",
     "reentrant_checkpoint",
     "version_of",
@@ -104,6 +106,11 @@ def outside_checkpoints() -> Iterator[None]:
         yield
 
 
+def is_any_autocast_on() -> bool:
+    """Tell whether autocast is on for any type of device, in a tenth of the time that asking for one takes."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
     """Convert a mask of audio samples (B, T) to one of feature frames (B, length) by the model's own function."""
     of_features = getattr(model, "_get_feature_vector_attention_mask", None)
@@ -149,9 +156,14 @@ def has_input_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks)
 
 
-def modules_by_name(container: nn.ModuleDict) -> Any:
+def modules_by_name(container: nn.Module) -> Any:
     """Return what a container holds as a plain dictionary, which is read in a tenth of the time."""
     return container._modules
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own parameters as a plain dictionary."""
+    return module._parameters
 
 
 def is_replica(module: nn.Module) -> bool:

@@ -116,6 +116,7 @@ class Forwards:
         self.state = _State()
         self._by_frame: weakref.WeakKeyDictionary[Any, dict[str, Forward]] = weakref.WeakKeyDictionary()
         self._given_by_frame: weakref.WeakKeyDictionary[Any, dict[str, Tensor]] = weakref.WeakKeyDictionary()
+        self._has_given_regions = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave running calls behind: they hold graphs, which cannot be copied."""
@@ -126,7 +127,10 @@ class Forwards:
 
     def innermost(self, part: str) -> Forward | None:
         """Return the call that a layer of a part which runs now belongs to."""
-        found = next((forward for forward in reversed(self.state.open) if forward.part.name in (part, None)), None)
+        stack = self.state.open
+        found = stack[-1] if stack else None
+        if found is not None and found.part.name not in (part, None):
+            found = next((forward for forward in reversed(stack) if forward.part.name in (part, None)), None)
         if torch.compiler.is_compiling():
             return found
         if not torch.is_grad_enabled():
@@ -166,14 +170,16 @@ class Forwards:
 
     def given(self, adapter: str) -> Tensor | None:
         """Return a caller's gates for an adapter of which no calls are recorded; in a recomputation, those of then."""
-        known = next((gates[adapter] for gates in reversed(self.state.given) if adapter in gates), None)
-        if torch.compiler.is_compiling() or (known is None and not self._given_by_frame):
+        stack = self.state.given
+        known = next((gates[adapter] for gates in reversed(stack) if adapter in gates), None) if stack else None
+        if (known is None and not self._has_given_regions) or torch.compiler.is_compiling():
             return known
         regions = self._regions()
         for frame, again in regions:
             if again:
                 known = self._given_by_frame.get(frame, {}).get(adapter)
-        if known is not None:
+        if known is not None and regions:
+            self._has_given_regions = True
             for frame, _ in regions:
                 self._given_by_frame.setdefault(frame, {})[adapter] = known
         return known

@@ -28,7 +28,6 @@ class Generation:
         self.encoded: list[tuple[Tensor, dict[str, Route]]] = []
         self.prepared: list[Tensor] = []
         self.last: tuple[Any, ...] | None = None  # its latest call, cache and routes
-        self.laid_out: dict[Any, Any] = {}  # by layer and adapter: mixed cores and turned bases
 
     def owns(self, kwargs: Mapping[str, Any]) -> bool:
         """Tell whether a call of the model is this generation's own: its inputs were prepared just before."""

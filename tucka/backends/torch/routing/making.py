@@ -78,7 +78,7 @@ class Maker:
         """Call the router on an input (B, ..., d)."""
         trains = layer.training and torch.is_grad_enabled()
         may_start = trains and router.waits and router.centroids.requires_grad
-        router.learns = not (may_start and self._still_waits(adapter, layer.tucka_part, router, rows, mask))
+        router.may_change = may_start and self._still_waits(adapter, layer.tucka_part, router, rows, mask)
         if documents is not None:
             return router.of_documents(rows, mask, documents)
         common = trains and router.spec.routing == "batch" and self.scope.options[adapter].synchronized

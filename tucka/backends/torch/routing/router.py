@@ -84,7 +84,7 @@ class Router(nn.Module):
         self.register_buffer("center", torch.zeros(self.in_features))
         self.register_buffer("is_initialized", torch.tensor(False))
         self._read: tuple[Tensor, int, bool] | None = None  # the buffer, its version and what it said then
-        self.learns = True  # False while its first batches are collected: what it learns would be overwritten
+        self.may_change = False  # whether a start may overwrite the centroids while graphs wait for their backward
         self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
 
     def extra_repr(self) -> str:
@@ -124,10 +124,8 @@ class Router(nn.Module):
             raise ArrayError(expected("hidden", rule, f"one on {hidden.device}", where="Router", cure=cure))
 
     def _compared(self) -> Tensor:
-        """Return the centroids, or a copy with a gradient of zero: graphs then do without what the start replaces."""
-        if self.learns:
-            return self.centroids
-        return self.centroids.detach().clone() + 0.0 * self.centroids
+        """Return the centroids, or a copy where graphs must do without what the start overwrites."""
+        return self.centroids.clone() if self.may_change else self.centroids
 
     def logits(self, feature: Tensor, centroids: Tensor | None = None) -> Tensor:
         """Compare features (..., d) with the centroids, to (..., k, t) in float32 at least."""
