@@ -13,7 +13,7 @@ from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolu
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
 from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.laid_out import LaidOut
-from tucka.backends.torch.private import is_of_deepspeed, is_transformed, parameters_by_name
+from tucka.backends.torch.private import is_of_deepspeed, is_offloaded, is_transformed, parameters_by_name
 from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import RouteError, expected
 from tucka.spec import TuckerSpec
@@ -95,30 +95,35 @@ class ExpertParts(nn.Module):
 
     def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            laid = self._laid_out_for(x)
-            if laid is not None:
-                return laid.add_update(base, x, gates)
+        laid = self.laid_out(x)
+        if laid is not None:
+            return laid.add_update(base, x, gates)
         cores, expert_factor, basis = self.factors()
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
 
-    def _laid_out_for(self, x: Tensor) -> LaidOut | None:
-        """Return what calls with inputs of one dtype have in common; None where the parameters may change unseen."""
-        own = parameters_by_name(self)
-        dtype = compute_dtype(x)
-        laid = self._laid_out
-        if laid is not None and laid.is_of((own.get("cores"), own.get("expert_factor"), own.get("basis")), dtype):
+    def laid_out(self, x: Tensor) -> LaidOut | None:
+        """Return what calls with inputs of one dtype have in common; None where that may not, or need not, be kept."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        dtype, laid = compute_dtype(x), self._laid_out
+        if laid is not None and laid.is_of(parameters_by_name(self), dtype):
             return laid
         parameters = [self.cores, self.expert_factor, self.basis]
-        if any(type(each) is not nn.Parameter or is_of_deepspeed(each) or is_transformed(each) for each in parameters):
+        if any(not _is_at_rest(each) for each in parameters) or is_offloaded(self):
             self._laid_out = None
-            return None  # cut by an engine, or those of a transformation
+            return None
         laid = self._laid_out = LaidOut(parameters, self.factors(), dtype, self.spec.alpha)
         return laid
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what can be laid out again."""
         return {**self.__dict__, "_laid_out": None}
+
+
+def _is_at_rest(parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter is neither cut, moved nor copied by an engine, nor one of a transformation."""
+    is_plain = type(parameter) is nn.Parameter and not parameter.is_meta
+    return is_plain and not is_of_deepspeed(parameter) and not is_transformed(parameter)
 
 
 def _holding_ones(like: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "has_input_hooks",
     "is_any_autocast_on",
     "is_of_deepspeed",
+    "is_offloaded",
     "is_replica",
     "is_transformed",
     "modules_by_name",
@@ -29,6 +30,7 @@ __all__ = [
     "parameters_by_name",
     "pooled_mask",
     "reentrant_checkpoint",
+    "states_of",
     "version_of",
 ]
 
@@ -146,6 +148,11 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def states_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Say of each tensor how often it has been written to, and where its numbers are."""
+    return [(0 if each.is_inference() else each._version, each.data_ptr()) for each in tensors]
+
+
 def assert_later(condition: Tensor, message: str) -> None:
     """Raise if a condition is false once it is computed, without waiting for it: for code that is being compiled."""
     torch._assert_async(condition, message)
@@ -169,6 +176,11 @@ def parameters_by_name(module: nn.Module) -> dict[str, Any]:
 def is_replica(module: nn.Module) -> bool:
     """Tell whether a module is one of the copies that nn.DataParallel makes for each call."""
     return bool(getattr(module, "_is_replica", False))
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Tell whether Accelerate brings a module's parameters to the device for each call, and takes them away again."""
+    return hasattr(module, "_hf_hook")
 
 
 def is_of_deepspeed(parameter: nn.Parameter) -> bool:
