@@ -86,7 +86,7 @@ class Turns:
         A method that used up its budget of seconds sits rounds out. No round begins that would not end by the deadline,
         a time of `time.monotonic`. What does not fit a device's memory is left out.
         """
-        fitting = self._warm_up(works, repeats)
+        fitting = self._warm_up(works, repeats, budget)
         for number in range(repeats):
             began = time.monotonic()
             for regime, methods in fitting.items():
@@ -105,20 +105,24 @@ class Turns:
             if deadline is not None and time.monotonic() + took > deadline:
                 return
 
-    def _warm_up(self, works: Mapping[str, Mapping[str, Work]], repeats: int) -> dict[str, dict[str, Work]]:
+    def _warm_up(
+        self, works: Mapping[str, Mapping[str, Work]], repeats: int, budget: float
+    ) -> dict[str, dict[str, Work]]:
         """Run everything once, and say how long the measurement takes; return what fits the device's memory."""
         seconds, fitting = 0.0, {}
         for regime, methods in works.items():
             fitting[regime] = dict(methods)
             for method, one in methods.items():
                 try:
-                    seconds += one.timed()[0] * (one.calls + (one.calls > 1))
+                    took = one.timed()[0]
+                    turns = min(repeats, max(LEAST, budget / (took * one.calls)))
+                    seconds += turns * took * (one.calls + (one.calls > 1))
                 except torch.OutOfMemoryError:
                     one.clear()
                     torch.cuda.empty_cache()
                     del fitting[regime][method]
                     self.too_large.append(f"{regime}: {method}")
-        print(f"{repeats} rounds take at most about {_duration(seconds * repeats)}", flush=True)
+        print(f"{repeats} rounds take about {_duration(seconds)}", flush=True)
         return fitting
 
     def report(self, **more: Any) -> dict[str, Any]:

@@ -60,6 +60,11 @@ def test_ratios_are_those_of_the_overheads():
     assert "slower than LoRA in: no regime" in decoding_report.losses(report)
 
 
+@pytest.mark.parametrize("path", sorted(decoding.RESULTS.glob("decoding-*.json")), ids=lambda path: path.stem)
+def test_the_committed_tables_are_those_of_the_committed_results(path):
+    assert path.with_suffix(".md").read_text() == decoding_report.text(json.loads(path.read_text()))
+
+
 @pytest.mark.parametrize("row", decoding.ROWS)
 def test_models_share_the_weights_of_the_base_unless_they_are_merged(row):
     base = base_of("decoder", "tiny", 1)

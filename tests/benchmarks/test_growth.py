@@ -22,6 +22,12 @@ def test_a_small_run_and_its_report(tmp_path):
     assert output.with_suffix(".svg").stat().st_size > 0
 
 
+def test_the_committed_tables_are_those_of_the_committed_results():
+    path = growth.RESULTS / "growth-cpu.json"
+    report, text = json.loads(path.read_text()), path.with_suffix(".md").read_text()
+    assert text.endswith(f"\n\n{growth_report.tables(report)}\n\n{growth_report.caption(report)}\n")
+
+
 @pytest.mark.parametrize("method", [name for name in growth.METHODS if name != growth_report.BASE])
 def test_the_counted_parameters_are_those_of_the_models(method):
     for point in (growth.Point(layers=3), growth.Point(groups=7), growth.Point(rank=5)):
