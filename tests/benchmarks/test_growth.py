@@ -49,7 +49,7 @@ def test_a_fit_tells_the_costs_apart():
         numbers = point.layers * point.samples * point.tokens * 8
         products = growth_report.multiply_adds(report, str(number), "forward", "tucka batch")
         seconds = 1e-3 * (0.5 + 0.25 * point.layers + 0.125e-6 * numbers + 2e-6 * products)
-        times = {"frozen": {"0": [0, 1.0]}, "tucka batch": {"0": [0, 1.0 + seconds]}}
+        times = {"frozen": {"0": [0, 1.0, 0, 0.0]}, "tucka batch": {"0": [0, 1.0 + seconds, 0, seconds]}}
         report["times"][f"{number}, forward"] = times
     costs, _, factor = growth_report.fitted(report, "forward", "tucka batch")
     assert costs == pytest.approx([0.5, 0.25, 0.125, 2], rel=1e-3)
