@@ -56,14 +56,22 @@ def test_a_turn_is_compared_with_the_base_beside_it(monkeypatch):
     order = []
     base, own = (Work(lambda name=name: order.append(name), lambda: None, calls=2) for name in ("base", "own"))
     clock = iter(range(1000))
-    monkeypatch.setattr("benchmarks.turns.time.perf_counter", lambda: next(clock) ** 2)
+    monkeypatch.setattr("benchmarks.turns.time.perf_counter", lambda: next(clock) ** 2 / 1024)
     monkeypatch.setattr("benchmarks.turns.time.process_time", lambda: 0.0)
     wall, processor, over, _ = own.turn(base)
     assert order == ["base", "own"] * 3
-    # Calls begin and end at squares: each takes 4 more than the one before it.
-    assert (over, processor) == (4, 0)
-    assert wall == (7**2 - 6**2 + 11**2 - 10**2) / 2
-    assert own.turn(base, base_first=False)[2] == -4
+    # Calls begin and end at squares: each takes 4 / 1024 more than the one before it.
+    assert (over, processor) == (4 / 1024, 0)
+    assert wall == pytest.approx((7**2 - 6**2 + 11**2 - 10**2) / 2 / 1024, rel=1e-5)
+    assert own.turn(base, base_first=False)[2] == -4 / 1024
+
+
+def test_a_slow_call_is_made_once(monkeypatch):
+    order = []
+    base, own = (Work(lambda name=name: order.append(name), lambda: None, calls=9) for name in ("base", "own"))
+    monkeypatch.setattr("benchmarks.turns.time.perf_counter", iter([0.0, 1.0, 1.0, 6.0]).__next__)
+    assert own.turn(base)[::2] == [5.0, 4.0]
+    assert order == ["base", "own"]
 
 
 def test_ratios_are_those_of_the_overheads():
