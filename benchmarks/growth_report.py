@@ -58,7 +58,7 @@ def multiply_adds(report: dict[str, Any], name: str, kind: str, method: str) -> 
 
 def fitted(report: dict[str, Any], kind: str, method: str) -> tuple[list[float], dict[str, float], float]:
     """Fit the times of all points by four costs: once, per layer, per million of inputs' numbers and multiply-adds."""
-    # Returned are the costs in milliseconds, the fitted times, and by what factor half of the points differ from theirs.
+    # Returns the costs in milliseconds, the fitted times, and by what factor half of the points differ from theirs.
     width, rows, times = report["about"]["options"]["width"], [], []
     for name, point in report["points"].items():
         numbers = point["layers"] * point["samples"] * point["tokens"] * width

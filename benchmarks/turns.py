@@ -103,7 +103,7 @@ class Turns:
         base: str | None = None,
         deadline: float | None = None,
     ) -> None:
-        """Time every method of every regime once in each round, beside a method that is the base, and keep the times."""
+        """Time every method of every regime once in each round, beside the one that is the base, and keep the times."""
         # A method that used up its budget of seconds sits rounds out. No round begins that would not end by the
         # deadline, a time of `time.monotonic`. What does not fit a device's memory is left out.
         fitting = self._warm_up(works, repeats, budget, base)
