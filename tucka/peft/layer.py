@@ -210,14 +210,14 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if not names:
             return x
         # Checked before anything is routed on it, once for each kind of input. A new kind would compile anew.
-        is_known = not torch.compiler.is_compiling() and self._checked == (x.dtype, x.shape[-1], x.device, names)
+        is_known = not torch.compiler.is_compiling() and self._checked == (x.dtype, x.shape[-1:], x.device, names)
         rows = x if is_known else self._checked_rows(x, names)
-        result = rows
+        result, generations = rows, self.tucka_scope.forwards.state.generations
         for name in names:
             fit = self.tucka_scope.fit(name, self, rows)
             parts = experts[name]
             # Asked for here: a call of a module takes longer than this.
-            laid = parts.laid_out(rows)
+            laid = parts.kept(rows, generations[-1].kept) if generations else None
             if laid is not None and fit.view == AS_IT_IS:
                 result = laid.add_update(result, rows, fit.gates)
             elif fit.view == AS_IT_IS:
@@ -232,12 +232,8 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         rows = checked_rows(base, x, [self.experts(name).basis for name in names], self._path)
         self._check_batch_axis(base, x, names)
         if rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
-            self.__dict__["_checked"] = (
-                x.dtype,
-                x.shape[-1],
-                x.device,
-                names,
-            )  # autocast or not, an input of this kind fits
+            # autocast or not, an input of this kind fits
+            self.__dict__["_checked"] = (x.dtype, x.shape[-1:], x.device, list(names))
         return rows
 
     def _check_batch_axis(self, base: nn.Module, x: Tensor, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What calls without gradients have in common: a layer's factors as its products take them, and its last mixed core."""
+"""A layer's factors as products without gradients take them, and what the calls of one generation keep of them."""
 
 from __future__ import annotations
 
@@ -11,42 +11,24 @@ from tucka.backends.torch.functional import by_sample, mixed, times_own
 from tucka.backends.torch.private import states_of, version_of
 from tucka.backends.torch.thin import turned
 
-__all__ = ["LaidOut"]
+__all__ = ["Kept", "LaidOut"]
 
 
 class LaidOut:
-    """The factors of one layer for inputs of one dtype, kept while its parameters stay as they are."""
+    """The factors of one layer for inputs of one dtype, and the last mixed core."""
 
-    def __init__(
-        self, parameters: Sequence[Tensor], factors: Sequence[Tensor], dtype: torch.dtype, alpha: float
-    ) -> None:
+    def __init__(self, factors: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, alpha: float) -> None:
         self.dtype = dtype
-        self._parameters = tuple(parameters)
-        # They share the parameters' memory, so that no other numbers come to stand at the same address meanwhile.
-        self._kept = [parameter.detach() for parameter in parameters]
-        self._state = states_of(parameters)
         self._cores, self._expert_factor, basis = factors  # (k, p, r, r), (t, p), (d, r)
         self._alpha = alpha
         self._turned = turned(basis, dtype)
-        self._columns = self._turned.t()
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
 
-    def is_of(self, named: Mapping[str, Tensor | None], dtype: torch.dtype) -> bool:
-        """Tell whether a layer's parameters are those that this was made of, and have not changed since."""
-        known = self._parameters
-        return (
-            dtype is self.dtype
-            and named.get("cores") is known[0]
-            and named.get("expert_factor") is known[1]
-            and named.get("basis") is known[2]
-            and states_of(known) == self._state
-        )
-
     def add_update(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
-        """Add the update of `x` (..., d) by gates to `base` (..., d), bit for bit as `add_gated_update` does."""
+        """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
         rows = x.reshape(-1, x.shape[-1])
         rows = rows if rows.dtype is self.dtype else rows.to(self.dtype)
-        inner = rows @ self._columns
+        inner = rows @ self._turned.t()
         lead = gates.ndim - 2
         if lead == x.ndim - 1 and lead:
             inner = times_own(inner, self._cores, self._expert_factor, gates, alpha=self._alpha)
@@ -66,3 +48,26 @@ class LaidOut:
         core = (core if self._alpha == 1 else self._alpha * core).to(self.dtype)
         self._last = (gates, version, core)
         return core
+
+
+class Kept:
+    """What the calls of one generation have in common in one layer, and the parameters that it was made of."""
+
+    # Not from one generation to the next: optimisers and writes to `.data` change parameters without a trace.
+    def __init__(self, laid: LaidOut, parameters: Sequence[Tensor]) -> None:
+        self.laid = laid
+        self._parameters = tuple(parameters)
+        # They share the parameters' memory, so that no other numbers come to stand at the same address meanwhile.
+        self._shared = [parameter.detach() for parameter in parameters]
+        self._state = states_of(parameters)
+
+    def is_of(self, named: Mapping[str, Tensor | None], dtype: torch.dtype) -> bool:
+        """Tell whether a layer's parameters are still these, as far as torch counts what is written to them."""
+        known = self._parameters
+        return (
+            dtype is self.laid.dtype
+            and named.get("cores") is known[0]
+            and named.get("expert_factor") is known[1]
+            and named.get("basis") is known[2]
+            and states_of(known) == self._state
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from tucka.backends.torch.laid_out import Kept
     from tucka.backends.torch.routing.routes import Route
 
 __all__ = ["Generating", "Generation", "Preparing"]
@@ -27,6 +28,7 @@ class Generation:
         # What encoders have returned, and the routes of that.
         self.encoded: list[tuple[Tensor, dict[str, Route]]] = []
         self.prepared: list[Tensor] = []
+        self.kept: dict[int, Kept] = {}  # by adapter and layer: what its calls have in common
         self.last: tuple[Any, ...] | None = None  # its latest call, cache and routes
 
     def owns(self, kwargs: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ __all__ = ["MOST_FEATURES", "FirstBatches", "can_start_inside", "features_of", "
 # Enough to find a few principal axes; bounds memory and time, of token routing above all.
 MOST_FEATURES = 2048
 # Fewer do not tell how samples and batches vary: a batch that is its own centre would be routed by rounding errors.
-_BATCHES, _ROWS_PER_EXPERT = 8, 4
+_BATCHES, _ROWS = 8, 4
 
 
 def features_of(router: Router, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -76,7 +76,7 @@ class FirstBatches:
             self.batches.append(rows[:: -(-len(rows) // MOST_FEATURES)])
         count = sum(map(len, self.batches))
         by_batch = router.spec.routing == "batch"
-        wanted = _ROWS_PER_EXPERT * router.spec.groups * router.spec.experts_per_group
+        wanted = max(_ROWS, router.spec.groups * router.spec.experts_per_group)
         if count < wanted or (by_batch and len(self.batches) < _BATCHES):
             return False
         rows = torch.cat(self.batches)
