@@ -17,7 +17,7 @@ __all__ = ["LaidOut", "add_gated_update", "mix_cores", "tucker_adapt", "tucker_a
 # have second derivatives and forward-mode ones, and work under `torch.func`.
 
 
-def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float = 1.0) -> Tensor:
+def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float | Tensor = 1.0) -> Tensor:
     r"""Adapt activations, :math:`x' = x + \alpha\, ((x U) \bar G)\, U^\top`.
 
     Parameters
@@ -28,8 +28,8 @@ def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float =
         U. Cast to the dtype of `x`.
     mixed_core : Tensor, shape (r, r), (B, r, r), (B, S, r, r), ...
         Ḡ from `mix_cores`. Its leading axes align with those of `x` from the left. Cast to the dtype of `x`.
-    alpha : float
-        The scale of the update.
+    alpha : float, or Tensor of shape ()
+        The scale of the update; a tensor may have a gradient, and its value is not looked at.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float =
 
 
 def tucker_adapt_gated(
-    x: Tensor, basis: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float = 1.0
+    x: Tensor, basis: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor = 1.0
 ) -> Tensor:
     r"""Adapt activations by any gates, from one set for all rows to one for each.
 
@@ -80,8 +80,8 @@ def tucker_adapt_gated(
         The factor of the expert mode.
     gates : Tensor, shape (k, t), (B, k, t), (B, S, k, t), ...
         Their leading axes align with those of `x` from the left.
-    alpha : float
-        The scale of the update.
+    alpha : float, or Tensor of shape ()
+        The scale of the update; a tensor may have a gradient, and its value is not looked at.
 
     Returns
     -------
@@ -160,7 +160,7 @@ def add_gated_update(
     expert_factor: Tensor,  # (t, p)
     gates: Tensor,  # (..., k, t), aligned with x from the left
     *,
-    alpha: float,
+    alpha: float | Tensor,
 ) -> Tensor:
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
     lead = gates.ndim - 2
@@ -170,7 +170,7 @@ def add_gated_update(
     rank, slices = basis.shape[1], cores.shape[0] * cores.shape[1]
     stacked = cores.to(inner.dtype).reshape(-1, rank)
     weights = _expert_weights(expert_factor, gates)
-    weights = (weights if alpha == 1 else alpha * weights).to(inner.dtype).reshape(-1, slices, 1)
+    weights = _scaled(weights, alpha).to(inner.dtype).reshape(-1, slices, 1)
     spread = (weights * inner[:, None, :]).reshape(-1, slices * rank)
     return _finish(base, x, rows, spread @ stacked, basis)
 
@@ -193,7 +193,7 @@ class LaidOut:
         self._state = self._state_of(x)
         self._turned = turned(basis, dtype)
         mixed = _mixed(cores, expert_factor, gates)
-        self._core = (mixed if alpha == 1 else alpha * mixed).to(dtype)
+        self._core = _scaled(mixed, alpha).to(dtype)
 
     def _state_of(self, x: Tensor) -> tuple[Any, ...]:
         return (compute_dtype(x), *((version_of(part), part.data_ptr()) for part in self._sources))
@@ -222,11 +222,16 @@ def _by_sample(inner: Tensor, core: Tensor) -> Tensor:
     return torch.bmm(inner.reshape(sets.shape[0], -1 if inner.numel() else 0, rank), sets).reshape(-1, rank)
 
 
-def _add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float) -> Tensor:
+def _scaled(numbers: Tensor, alpha: float | Tensor) -> Tensor:
+    """Multiply by α; a tensor's value is not looked at."""
+    return numbers if not isinstance(alpha, Tensor) and alpha == 1 else alpha * numbers
+
+
+def _add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float | Tensor) -> Tensor:
     """Add the update of `x` (..., d) by a mixed core (..., r, r) to `base` (..., d)."""
     inner, rows = project(x, basis)
     # Scaled here, where there are r² numbers and not N·r or N·d.
-    core = (mixed_core if alpha == 1 else alpha * mixed_core).to(inner.dtype)
+    core = _scaled(mixed_core, alpha).to(inner.dtype)
     inner = inner @ core if core.ndim == 2 else _by_sample(inner, core)
     return _finish(base, x, rows, inner, basis)
 
