@@ -31,6 +31,7 @@ from tucka.backends.torch.routing.routes import AS_IT_IS
 from tucka.backends.torch.routing.scope import RoutingScope
 from tucka.errors import RouteError, expected
 from tucka.peft.config import TuckAConfig
+from tucka.peft.files.sharded import whole_parameters
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
 from tucka.spec import TuckerSpec
 
@@ -121,9 +122,10 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def _gain(self) -> float | None:
         """Measure the base layer's gain, a quantised one's too if PEFT can read its weight."""
-        weight = readable_weight(self)
         base = self.get_base_layer()
-        return step_gain(base, _dequantised(base, self.in_features) if weight is None else weight)
+        with whole_parameters(base, base, written=False):
+            weight = readable_weight(self)
+            return step_gain(base, _dequantised(base, self.in_features) if weight is None else weight)
 
     def base_dtype(self) -> torch.dtype | None:
         """Return the dtype that the base layer computes in, if that is floating point."""

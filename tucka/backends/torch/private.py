@@ -19,7 +19,8 @@ __all__ = [
     "checkpoint_frame",
     "data_parallel_group",
     "has_input_hooks",
-    "is_of_deepspeed",
+    "has_master_copy",
+    "is_in_pieces",
     "is_replica",
     "is_transformed",
     "modules_by_name",
@@ -27,6 +28,7 @@ __all__ = [
     "outside_checkpoints",
     "pooled_mask",
     "version_of",
+    "whole_shape",
 ]
 
 
@@ -138,6 +140,19 @@ def is_replica(module: nn.Module) -> bool:
     return bool(getattr(module, "_is_replica", False))
 
 
-def is_of_deepspeed(parameter: nn.Parameter) -> bool:
-    """Tell whether DeepSpeed has cut a parameter into pieces, or keeps another copy of it."""
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+# Marks of DeepSpeed: of parameters that ZeRO-3 has cut, and of those whose optimiser trains a copy, from ZeRO-1 on.
+
+
+def is_in_pieces(parameter: Tensor) -> bool:
+    """Tell whether each process has one piece of a parameter only, and none of its shape."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """Return a parameter's shape, also where each process has one piece of it."""
+    return cast(torch.Size, getattr(parameter, "ds_shape", parameter.shape))
+
+
+def has_master_copy(parameter: Tensor) -> bool:
+    """Tell whether an optimiser trains a copy of a parameter, and overwrites the parameter in each step."""
+    return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer")

@@ -150,7 +150,7 @@ def initialize_router(
         raise ConfigError(expected("batches", "at least one batch", "none", where="initialize_router"))
     for router, rows in zip(routers, found, strict=True):
         if len(rows):  # a part of the model that has not run keeps its start
-            with whole_parameters(model, router):
+            with whole_parameters(model, router, written=True):
                 start_router(router, rows, scale=scale, group=group)
     scope_of(model).reset_load(name)
 
