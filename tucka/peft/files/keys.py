@@ -74,13 +74,13 @@ def check_names_survive(
         # With bias="all" PEFT saves the bias of a head twice; only what `places_of` lists is read again.
         places = {place.in_model: place for place in (*bias_places(model, config), *places_of(model, name))}
         for place in places.values():
-            lost = foreign.intersection(place.in_model.split("."))
+            lost = foreign.intersection((PREFIX + place.in_model).split("."))
             # The key of a module that is saved whole has no adapter's name any more when it is stripped.
             before = place.in_file if place.layer is None else place.in_model
-            if strip(before, name) != place.in_file:
+            if strip(PREFIX + before, name) != PREFIX + place.in_file:
                 lost.add(name)
             if lost:
-                raise _lost(adapter, lost.pop(), place.in_model)
+                raise _lost(adapter, lost.pop(), PREFIX + place.in_model)
 
 
 def _lost(adapter: str, name: str, key: str) -> ConfigError:
