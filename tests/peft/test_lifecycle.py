@@ -20,7 +20,15 @@ from support.refusals import refused
 from support.tiny_models import KINDS, inputs_for, loss_of, make, output_of
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, RouteError
-from tucka.peft import TuckAConfig, adapted_modules, expert_load, last_route, pin_route, unpin_route
+from tucka.peft import (
+    TuckAConfig,
+    adapted_modules,
+    expert_load,
+    initialize_router,
+    last_route,
+    pin_route,
+    unpin_route,
+)
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
@@ -243,3 +251,16 @@ def test_an_adapter_created_pinned_has_no_router_and_does_not_route(monkeypatch)
     loss_of(model, inputs_for("bert")).backward()
     with refused(RouteError, "adapter_name", "router | none"):
         unpin_route(model)
+
+
+def test_torch_averages_all_of_a_model():
+    model = adapt("bert", routing="sample", balance_rate=0.1, init_weights=False).eval()
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    average.update_parameters(model)
+    initialize_router(model, [inputs_for("bert", batch=6)], progress=False)
+    start = scope_of(average).router("default").center.clone()
+    average.update_parameters(model)
+    router, averaged = scope_of(model).router("default"), scope_of(average).router("default")
+    torch.testing.assert_close(averaged.center, (start + router.center) / 2)
+    assert not averaged.waits
+    assert torch.isfinite(output_of(average, inputs_for("bert"))).all()

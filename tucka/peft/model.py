@@ -91,6 +91,7 @@ class TuckAModel(BaseTuner):
         given: TuckAConfig = self.peft_config[adapter_name]
         decoder_only = is_decoder_only(self.model)
         config = self.peft_config[adapter_name] = given.resolved(decoder_only=decoder_only)
+        twins = [name for name, other in self.peft_config.items() if other is given and name != adapter_name]
         known = [layer for layer in self._layers() if adapter_name in layer.tucka_experts]
         try:
             check_adapter_name(adapter_name)
@@ -114,7 +115,18 @@ class TuckAModel(BaseTuner):
             raise
         finally:
             self._file_load = self._keys = None
+        if twins:
+            self._take_measured(twins[0], adapter_name)
         _warn_of_a_router_that_cannot_learn(config)
+
+    def _take_measured(self, known: str, new: str) -> None:
+        """Let the routers of a new adapter, made by the configuration that another has, have the other's centre."""
+        # TRL makes such adapters for its reference models, and then copies parameters alone. A start from data replaces
+        # what is copied here, so it does no harm to an adapter that is not meant as a copy.
+        routers = self._scope().routers(known)
+        for part, router in self._scope().routers(new).items():
+            if part in routers and not router.center.is_meta:
+                router.take_measured(routers[part])
 
     def _prepare_model(self, peft_config: TuckAConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced, so that an error leaves the model as it was."""
@@ -214,8 +226,7 @@ class TuckAModel(BaseTuner):
             for layer in self._layers():
                 layer.take_base_dtype(adapter_name)
         for router in routers if autocast_adapter_dtype else ():
-            # PEFT widens parameters only, and the centre is a buffer.
-            router.center = router.center.to(router.centroids.dtype)
+            router.to(router.centroids.dtype)  # PEFT widens parameters only
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args: Any, **kwargs: Any) -> Iterator[None]:

@@ -125,7 +125,8 @@ def _compare(
         if tensor.shape != value.shape:
             rule = f"shape {tuple(value.shape)}"
             raise CheckpointError(expected(key, rule, f"shape {tuple(tensor.shape)}", where=where))
-        if tensor.is_floating_point() != value.is_floating_point():
+        is_flag = not value.ndim and tensor.dtype == torch.bool  # as earlier versions wrote it
+        if tensor.is_floating_point() != value.is_floating_point() and not is_flag:
             raise CheckpointError(expected(key, f"{value.dtype}", tensor.dtype, where=where))
         for dtype in dtypes(wanted[key]):
             check_range(key, tensor, dtype, where)

@@ -100,7 +100,8 @@ def initialize_router(
     model : Module
         A model with a TuckA adapter.
     batches : iterable of mapping or Tensor
-        Keyword arguments of the model's forward, or its only argument; at most `max_batches` are taken.
+        Keyword arguments of the model's forward, or its only argument; at most `max_batches` are taken. A loader is
+        left as it was; a Python iterator is used up by as many.
     adapter_name : str, optional
         Which adapter; the active one if None.
     max_batches : int

@@ -47,8 +47,8 @@ class Router(nn.Module):
         One vector for each expert; trained.
     center : buffer, shape (d,)
         The centre μ that the centred affinities subtract; saved.
-    is_initialized : buffer, bool
-        Whether the centroids came from data; saved, so that loading never initialises again.
+    is_initialized : buffer, shape ()
+        1 if the centroids came from data, else 0; saved, so that loading never initialises again.
     choice_bias : buffer, shape (k,), or None
         The bias of each group, float32 at least; saved. None where ``spec.balance_rate`` is zero.
 
@@ -76,12 +76,9 @@ class Router(nn.Module):
         self.spec = spec
         self.seed = seed
         self.in_features = check_count("in_features", in_features, where="Router")
-        shape = (spec.groups, spec.experts_per_group, self.in_features)
-        self.centroids = nn.Parameter(
-            torch.from_numpy(kaiming_centroids(shape, seed=seed)).to(torch.get_default_dtype())
-        )
+        self.centroids = nn.Parameter(_seeded_centroids(spec, self.in_features, seed).to(torch.get_default_dtype()))
         self.register_buffer("center", torch.zeros(self.in_features))
-        self.register_buffer("is_initialized", torch.tensor(False))
+        self.register_buffer("is_initialized", torch.tensor(0.0))  # a number, since tools average all buffers
         self._has_started: bool | None = None  # what the buffer says, read once
         self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
 
@@ -245,8 +242,15 @@ class Router(nn.Module):
             self.choice_bias.zero_()
         self.centroids.copy_(centroids)
         self.center.copy_(center)
-        self.is_initialized.fill_(True)
+        self.is_initialized.fill_(1.0)
         self._has_started = True
+
+    @torch.no_grad()
+    def take_measured(self, other: Router) -> None:
+        """Copy what another router of the same sizes has measured and is no parameter: its centre and its bias."""
+        self.center.copy_(other.center)
+        if self.choice_bias is not None and other.choice_bias is not None:
+            self.choice_bias.copy_(other.choice_bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Convert as torch does, but leave the bias wide: in half precision it would soon be too coarse to be moved."""
@@ -259,10 +263,17 @@ class Router(nn.Module):
 
     @property
     def waits(self) -> bool:
-        """Whether no data has started this router."""
+        """Whether nothing has started this router: no data, and no trained or copied centroids."""
         if self._has_started is None and not self.is_initialized.is_meta:
-            self._has_started = bool(self.is_initialized)
+            self._has_started = bool(self.is_initialized) or not self._has_seeded_centroids()
         return self._has_started is False
+
+    def _has_seeded_centroids(self) -> bool:
+        """Tell whether the centroids are those of the seed; as if they were where they are in pieces."""
+        now, seeded = self.centroids.detach(), _seeded_centroids(self.spec, self.in_features, self.seed)
+        if type(now) is not Tensor or now.shape != seeded.shape:
+            return True
+        return torch.allclose(now.float().cpu(), seeded, rtol=0, atol=1e-2 * float(seeded.abs().max()))
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -271,6 +282,12 @@ class Router(nn.Module):
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def _seeded_centroids(spec: TuckerSpec, in_features: int, seed: int) -> Tensor:
+    """Return the random directions (k, t, d) that a router has before it is started, in float32."""
+    shape = (spec.groups, spec.experts_per_group, in_features)
+    return torch.from_numpy(kaiming_centroids(shape, seed=seed)).float()
 
 
 def _sample_means(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
