@@ -20,6 +20,7 @@ from tucka.backends.torch.base_layers import (
     is_readable,
     layer_dtype,
     layer_weight,
+    output_width,
     step_gain,
     width_of,
 )
@@ -29,7 +30,8 @@ from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS
 from tucka.backends.torch.routing.scope import RoutingScope
-from tucka.errors import RouteError, expected
+from tucka.checks import check_finite
+from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.config import TuckAConfig
 from tucka.peft.files.sharded import whole_parameters
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
@@ -97,6 +99,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         self.tucka_router = nn.ModuleDict()
         self.tucka_merged: dict[str, tuple[Tensor, Tensor]] = {}
         self.in_features = width_of(self.get_base_layer(), "TuckALayer")
+        self.out_features = output_width(self.get_base_layer())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = []
@@ -106,7 +109,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter: str, config: TuckAConfig, spec: TuckerSpec, *, owns_router: bool) -> None:
         """Add an adapter, or make it anew; `spec` is the configuration's."""
         self.tucka_experts[adapter] = ExpertParts(
-            spec, self.in_features, init_weights=config.init_weights, gain=self._gain
+            spec, self.in_features, init_weights=config.init_weights, gain=self._gain, dropout=config.dropout
         )
         if owns_router:
             padded = config.route_tokens == "padded"
@@ -168,6 +171,36 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             del self.tucka_router[adapter_name]
         self.frozen_peft_weight_names.pop(adapter_name, None)
         self.tucka_scope.forget(adapter_name)
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply an adapter's α by a factor; 1 gives it back. What has other adapters stays as it is."""
+        if adapter in self.tucka_experts:
+            self._rescale(adapter, check_finite("scale", scale, where="set_scale"))
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the α of the active adapters by one more factor."""
+        factor = check_finite("scale", scale, where="scale_layer")
+        for name in self.active_adapters:
+            if name in self.tucka_experts and factor != 1:
+                self._rescale(name, self.experts(name).scale * factor)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the α of the active adapters by a factor; give them back if None."""
+        factor = None if scale is None else check_finite("scale", scale, where="unscale_layer")
+        if factor == 0:
+            raise ConfigError(expected("scale", "None or a factor other than 0", scale, where="unscale_layer"))
+        for name in self.active_adapters:
+            if name in self.tucka_experts:
+                self._rescale(name, 1.0 if factor is None else self.experts(name).scale / factor)
+
+    def _rescale(self, adapter: str, scale: float) -> None:
+        """Set the factor of an adapter's α, which a merged weight does not have."""
+        if self.experts(adapter).scale == scale:
+            return
+        if self.merged:
+            warnings.warn("The scale cannot be set when the layer is merged. Unmerging it first.", stacklevel=3)
+            self.unmerge()
+        self.experts(adapter).scale = scale
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write pinned adapters, the active ones if None, into the base weight (Eq. 4); `safe_merge` refuses NaN."""

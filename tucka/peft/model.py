@@ -35,7 +35,6 @@ from tucka.peft.targets import (
     owners_of,
     place_of,
 )
-from tucka.spec import TuckerSpec
 
 __all__ = ["TuckAModel"]
 
@@ -80,7 +79,6 @@ class TuckAModel(BaseTuner):
     # Adding adapters
 
     # What is kept while an adapter is added, since PEFT hands over the layers one by one.
-    _spec: TuckerSpec
     _places: dict[str, Place]
     _owners: set[str]
     _keys: list[str] | None = None  # of a state dict, by which PEFT chooses the layers
@@ -101,7 +99,6 @@ class TuckAModel(BaseTuner):
             self._keys = None if chosen_by is None else list(chosen_by)
             with unchanged_on_error(self):
                 with nullcontext() if load is None else misfits(load.where, passing=CheckpointError):
-                    self._spec = config.spec
                     for layer in known:
                         layer.drop(adapter_name)
                     super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -145,7 +142,8 @@ class TuckAModel(BaseTuner):
         self._owners = owners_of(peft_config, self._places) if self._keys is None else _owners_in(self._keys)
         if self._file_load is not None:
             widths = {name: width_of(base_of(module), name) for name, module in targets.items()}
-            self._file_load.check_sizes(sizes_of(self._spec, widths, self._owners))
+            specs = {name: peft_config.spec_for(name) for name in targets}
+            self._file_load.check_sizes(sizes_of(specs, widths, self._owners))
         check_targets(peft_config, targets, self._places, model)
 
     def _refuse_adapted_models(self, config: TuckAConfig, model: nn.Module) -> None:
@@ -183,7 +181,8 @@ class TuckAModel(BaseTuner):
             synchronized=peft_config.sync_routing,
             samples_first=peft_config.samples_first,
         )
-        layer.update_layer(adapter_name, peft_config, self._spec, owns_router=owns_router)
+        spec = peft_config.spec_for(current_key)
+        layer.update_layer(adapter_name, peft_config, spec, owns_router=owns_router)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)

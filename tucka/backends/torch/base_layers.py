@@ -27,6 +27,7 @@ __all__ = [
     "layer_dtype",
     "layer_weight",
     "open_weight",
+    "output_width",
     "step_gain",
     "weight_rows",
     "width_of",
@@ -68,6 +69,8 @@ def checked_rows(layer: nn.Module, x: Tensor, bases: Sequence[Tensor], where: Wh
     cure = "Give the layer inputs of the width that it was adapted for"
     check_activations(rows, bases[0].shape[0], where, source="the adapter's width", cure=cure)
     for basis in bases:
+        if basis.is_meta and not x.is_meta:  # offloaded: brought here when its module is called
+            continue
         check_device("x", x, basis.device, where, owner="its adapter")
     _check_dtype(layer, x, where)
     return rows
@@ -118,6 +121,15 @@ def width_of(layer: nn.Module, where: str, in_features: int | None = None) -> in
         rule = "a layer with in_features, a Conv1D or a convolution"
         raise ConfigError(expected("base_layer", rule, type(layer).__name__, where=where, cure="Pass in_features"))
     return check_count("in_features", width, where=where)
+
+
+def output_width(layer: nn.Module) -> int | None:
+    """Return the size of the axis that a layer writes, if it tells; None if not."""
+    for name in ("out_features", "out_channels", "nf"):  # of a linear layer, a convolution, Hugging Face's Conv1D
+        width = getattr(layer, name, None)
+        if isinstance(width, int):
+            return width
+    return None
 
 
 # Which weight

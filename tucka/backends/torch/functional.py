@@ -190,19 +190,21 @@ class LaidOut:
     ) -> None:
         dtype = compute_dtype(x)
         self._sources = (cores, expert_factor, basis, gates)
-        self._state = self._state_of(x)
+        self._state = self._state_of(x, alpha)
         self._turned = turned(basis, dtype)
         mixed = _mixed(cores, expert_factor, gates)
         self._core = _scaled(mixed, alpha).to(dtype)
 
-    def _state_of(self, x: Tensor) -> tuple[Any, ...]:
-        return (compute_dtype(x), *((version_of(part), part.data_ptr()) for part in self._sources))
+    def _state_of(self, x: Tensor, alpha: float) -> tuple[Any, ...]:
+        return (compute_dtype(x), alpha, *((version_of(part), part.data_ptr()) for part in self._sources))
 
-    def is_of(self, cores: Tensor, expert_factor: Tensor, basis: Tensor, gates: Tensor, x: Tensor) -> bool:
+    def is_of(
+        self, cores: Tensor, expert_factor: Tensor, basis: Tensor, gates: Tensor, x: Tensor, *, alpha: float
+    ) -> bool:
         """Tell whether the parts are the ones that this was made of, and have not changed since."""
         known = self._sources
         same = known[0] is cores and known[1] is expert_factor and known[2] is basis and known[3] is gates
-        return same and self._state == self._state_of(x)
+        return same and self._state == self._state_of(x, alpha)
 
     def add_update(self, base: Tensor, x: Tensor) -> Tensor:
         """Add the update of `x` (..., d) to `base` (..., d), bit for bit as `add_gated_update` does."""

@@ -30,10 +30,18 @@ class ExpertParts(nn.Module):
     """The trainable parts of one adapted layer: cores G (k, p, r, r), expert factor C (t, p) and basis U (d, r)."""
 
     def __init__(
-        self, spec: TuckerSpec, in_features: int, *, init_weights: bool = True, gain: Gain | None = None
+        self,
+        spec: TuckerSpec,
+        in_features: int,
+        *,
+        init_weights: bool = True,
+        gain: Gain | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.dropout = dropout  # of what the update is computed from
+        self.scale = 1.0  # by which callers weaken or strengthen the update
         rank, slices = spec.rank, spec.expert_rank
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
@@ -89,15 +97,22 @@ class ExpertParts(nn.Module):
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
+    @property
+    def alpha(self) -> float:
+        """The scale α of the update, as callers have changed it."""
+        return self.spec.alpha * self.scale
+
     def forward(self, base: Tensor, x: Tensor, gates: Tensor, laid_out: dict[Any, Any] | None = None) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
         cores, expert_factor, basis = self.factors()
-        if laid_out is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        if self.dropout and self.training:
+            x = nn.functional.dropout(x, self.dropout)
+        elif laid_out is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             known = laid_out.get(id(self))
-            if known is None or not known.is_of(cores, expert_factor, basis, gates, x):
-                known = laid_out[id(self)] = LaidOut(cores, expert_factor, basis, gates, x, alpha=self.spec.alpha)
+            if known is None or not known.is_of(cores, expert_factor, basis, gates, x, alpha=self.alpha):
+                known = laid_out[id(self)] = LaidOut(cores, expert_factor, basis, gates, x, alpha=self.alpha)
             return known.add_update(base, x)
-        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
+        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha)
 
 
 def _holding_ones(like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from support.refusals import refused
 from support.routed import causal, greedy, logits
 from support.tiny_models import WIDTH, make, tokens
 from tucka.errors import ConfigError, RouteError
-from tucka.peft import TuckAConfig, add_group, adapted_modules, initialize_router, last_route, pin_route
+from tucka.peft import TuckAConfig, adapted_modules, add_group, initialize_router, last_route, pin_route
 from tucka.peft.adapters import layers_of
 
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
