@@ -207,7 +207,8 @@ class RoutingScope:
         if given is not None:
             return self._given_to_pinned(layer, given, x)
         if fixed.device != x.device:
-            fixed = self.pinned[adapter] = fixed.to(x.device)
+            with torch.inference_mode(False):  # else training could not use it later
+                fixed = self.pinned[adapter] = fixed.to(x.device)
         return Fit(fixed, AS_IT_IS, state.generations[-1].laid_out if state.generations else None)
 
     def _fit(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Fit:
