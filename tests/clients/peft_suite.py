@@ -28,7 +28,11 @@ CASES = [
     *_routed("a module saved whole", ["lin0"], modules_to_save=["lin1"]),
     *_routed("other sizes", ["lin0", "lin1"], r=3, k=3, t=3, p=1, alpha=0.5),
     ("pinned", "MLP", {"target_modules": ["lin0", "lin1"], "routing": "batch", **PINNED}),
-    ("pinned, a module saved whole", "MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"], "routing": "sample", **PINNED}),
+    (
+        "pinned, a module saved whole",
+        "MLP",
+        {"target_modules": ["lin0"], "modules_to_save": ["lin1"], "routing": "sample", **PINNED},
+    ),
     ("Conv1D", "EmbConv1D", {"target_modules": ["conv1d"], "r": 2, "routing": "sample"}),
     ("Conv1D, pinned", "EmbConv1D", {"target_modules": ["conv1d"], "r": 2, "routing": "sample", **PINNED}),
     ("convolution", "Conv2d", {"target_modules": ["conv2d"], "r": 4, "routing": "batch"}),

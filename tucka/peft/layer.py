@@ -37,7 +37,9 @@ from tucka.peft.files.sharded import whole_parameters
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
 from tucka.spec import TuckerSpec
 
-__all__ = ["TuckALayer", "TuckALinear"]
+__all__ = ["BASE", "TuckALayer", "TuckALinear"]
+
+BASE = "__base__"  # PEFT's name, among those of adapters, for none of them
 
 
 class TuckALayer(nn.Module, BaseTunerLayer):
@@ -221,9 +223,11 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         while self.merged_adapters:
             del self.tucka_merged[self.merged_adapters.pop()]
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
-        if self._disable_adapters:
+        if adapter_names is not None and not self._disable_adapters:
+            x = self._adapted_by_row(x, adapter_names)
+        elif self._disable_adapters:
             if self.merged_adapters:
                 self.unmerge()
         elif not self.merged_adapters:
@@ -250,12 +254,29 @@ class TuckALayer(nn.Module, BaseTunerLayer):
                 result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates, fit.laid_out), rows)
         return result if rows is x else from_rows(self.get_base_layer(), result, x)
 
+    def _adapted_by_row(self, x: Tensor, names: list[str]) -> Tensor:
+        """Add to each row of the layer's input (B, ..., d) the update of the adapter that is named for it."""
+        known = [name for name in dict.fromkeys(names) if name in self.tucka_experts]
+        if not known:
+            return x
+        if self.tucka_layout is not Layout.SAMPLES_FIRST:
+            rule, got = "layers whose rows are samples, where adapters are named for rows", "other rows"
+            cure = "Take the layer out with exclude_modules, or call each adapter by itself"
+            raise RouteError(expected("adapter_names", rule, got, where=self._path(), cure=cure))
+        rows = result = self._checked_rows(x, known, ())
+        for name in known:
+            fit = self.tucka_scope.fit(name, self, rows)
+            mine = torch.tensor([each == name for each in names], device=x.device)
+            mine = mine.reshape(len(names), *(1,) * max(2, fit.gates.ndim - 1))
+            result = self.experts(name)(result, rows, fit.gates * mine.to(fit.gates.dtype))
+        return result if rows is x else from_rows(self.get_base_layer(), result, x)
+
     def _checked_rows(self, x: Tensor, names: list[str], kind: tuple[Any, ...]) -> Tensor:
         """View an input channels last, or raise where the layer or an adapter does not fit it."""
         base = self.get_base_layer()
         rows = checked_rows(base, x, [self.experts(name).basis for name in names], self._path)
         self._check_batch_axis(base, x, names)
-        if rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
+        if kind and rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
             self.__dict__["_checked"] = kind  # autocast or not, an input of this kind fits
         return rows
 

@@ -18,6 +18,7 @@ from tucka.backends.torch.routing.parts import Anatomy, is_decoder_only
 from tucka.backends.torch.routing.scope import RouteOptions, RoutingScope
 from tucka.errors import CheckpointError, ConfigError, expected
 from tucka.peft.adapters import unmerge_first
+from tucka.peft.combining import check_combination, config_of_sum, sum_of_updates, write_sum
 from tucka.peft.config import TuckAConfig
 from tucka.peft.files.keys import PREFIX, check_names_survive, plain_name
 from tucka.peft.files.loading import FileLoad, misfits, narrows_adapters, running_file_load
@@ -26,6 +27,7 @@ from tucka.peft.files.rollback import unchanged_on_error
 from tucka.peft.layer import TuckALayer, TuckALinear
 from tucka.peft.merging import check_merge, check_own_weights
 from tucka.peft.registration import include_all_linear_layers
+from tucka.peft.rows import adapters_of_rows
 from tucka.peft.targets import (
     Place,
     base_of,
@@ -229,11 +231,10 @@ class TuckAModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args: Any, **kwargs: Any) -> Iterator[None]:
-        """Refuse what only other methods can do; PEFT enters this around each call, with its special arguments."""
-        if kwargs.get("adapter_names") is not None:
-            rule, cure = "None, since one call has one set of active adapters", "Call set_adapter before each call"
-            raise ConfigError(expected("adapter_names", rule, kwargs["adapter_names"], where="TuckAModel", cure=cure))
-        yield
+        """Let each row have the adapter that is named for it; PEFT enters this around each call, with its arguments."""
+        names = kwargs.pop("adapter_names", None)
+        with nullcontext() if names is None else adapters_of_rows(self, self._scope(), names, kwargs):
+            yield
 
     @classmethod
     def _get_adapter_state_dict(
@@ -253,7 +254,29 @@ class TuckAModel(BaseTuner):
         tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         return checked_tensors(model, config, adapter_name, tensors, narrowed=narrows_adapters())
 
-    # Merging and unloading
+    # Combining, merging and unloading
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **_options: Any,
+    ) -> None:
+        """Add an adapter whose update is the weighted sum of those of pinned ones, exactly; as PEFT's LoRA has it."""
+        chosen = check_combination(self.peft_config, self._scope(), adapters, weights, adapter_name, combination_type)
+        unmerge_first(self.model)
+        sums = {
+            path: sum_of_updates(layer, chosen)
+            for path, layer in self.model.named_modules()
+            if isinstance(layer, TuckALayer) and not chosen.keys().isdisjoint(layer.tucka_experts)
+        }
+        ranks = {path: basis.shape[1] for path, (_, basis) in sums.items()}
+        self.peft_config[adapter_name] = config_of_sum(self.peft_config[adapters[0]], ranks)
+        self.inject_adapter(self.model, adapter_name)
+        for path, (core, basis) in sums.items():
+            write_sum(self.model.get_submodule(path), adapter_name, core, basis)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, _child: nn.Module) -> None:
         """Put one module in the place of another; PEFT's own method reads weights, which the base may not have."""

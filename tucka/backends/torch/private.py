@@ -20,6 +20,7 @@ __all__ = [
     "data_parallel_group",
     "has_input_hooks",
     "has_master_copy",
+    "is_exporting",
     "is_in_pieces",
     "is_replica",
     "is_transformed",
@@ -113,6 +114,12 @@ def data_parallel_group() -> Any:
     """Return the group of ranks of the DistributedDataParallel whose forward runs; None outside of one."""
     running = DistributedDataParallel._active_ddp_module
     return None if running is None else running.process_group
+
+
+def is_exporting() -> bool:
+    """Tell whether torch.export records this call: what a program writes to has to be given to it."""
+    told: Any = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
+    return bool(told is not None and told())
 
 
 def version_of(tensor: Tensor) -> int:
