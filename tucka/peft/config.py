@@ -16,6 +16,7 @@ from peft.utils.other import get_pattern_key
 
 from tucka.checks import check_choice, check_count, check_finite, check_least, refuse_unknown_keywords
 from tucka.errors import CheckpointError, ConfigError, expected
+from tucka.peft.files.card import write_card
 from tucka.peft.files.reading import FORMAT_VERSION, read_entries
 from tucka.peft.registration import add_peft_type
 from tucka.spec import (
@@ -332,6 +333,11 @@ class TuckAConfig(PeftConfig):
         """
         setting = {"routing": "batch", "affinity": "dot", "router_init": "dai", "t": 2, "p": 2}
         return cls(**{"r": r, "k": k, **setting, **options})
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the configuration as PEFT does, with a model card where an adapter's tensors are saved already."""
+        super().save_pretrained(str(save_directory), **kwargs)
+        write_card(Path(save_directory), self.to_dict())
 
     @classmethod
     def from_pretrained(

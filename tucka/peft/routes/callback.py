@@ -16,7 +16,7 @@ from tucka.checks import check_count
 from tucka.core.balance import CollapseAlarm, load_entropy
 from tucka.peft.adapters import layers_of
 from tucka.peft.files.sharded import whole_copy
-from tucka.peft.routes.observation import is_one_shot
+from tucka.peft.routes.observation import has_inputs
 from tucka.peft.routes.start import initialize_router
 
 __all__ = ["RouterCallback"]
@@ -92,12 +92,12 @@ class RouterCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Initialise each active router that no data has initialised yet."""
         model, loader = kwargs["model"], kwargs.get("train_dataloader")
-        loader = None if is_one_shot(loader) else loader  # the router starts itself on the first batch then
         scope = scope_of(model)
         active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
         for name in scope.owners:
             waits = name not in scope.pinned and any(router.waits for router in scope.routers(name).values())
-            if waits and name in active and loader is not None and self.max_batches:
+            # Without data that can be looked at, it starts itself on the first batch.
+            if waits and name in active and self.max_batches and has_inputs(loader, model):
                 initialize_router(
                     model,
                     loader,

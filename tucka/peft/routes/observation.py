@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
 import warnings
@@ -20,7 +21,7 @@ from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, expected
 from tucka.peft.adapters import layers_of
 
-__all__ = ["RowSample", "Watch", "is_one_shot", "observe", "unmasked"]
+__all__ = ["RowSample", "Watch", "has_inputs", "is_one_shot", "observe", "unmasked"]
 
 Watch = Callable[[Router, Tensor, Tensor | None, Tensor], None]
 
@@ -140,6 +141,23 @@ def _generators(loader: Any) -> Iterator[torch.Generator]:
         inner = getattr(loader, name, None)
         if inner is not None:
             yield from _generators(inner)
+
+
+def has_inputs(loader: Any, model: Any) -> bool:
+    """Tell whether a loader gives a model's inputs, and looking at them takes none away; some trainers prepare others."""
+    loader = getattr(loader, "base_dataloader", loader)
+    if loader is None or is_one_shot(loader):
+        return False
+    with _untouched_randomness(loader):
+        batch = next(iter(loader), None)
+    if not isinstance(batch, Mapping):
+        return isinstance(batch, Tensor)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        inspect.signature(inner.forward).bind(**batch)
+    except TypeError:
+        return False
+    return True
 
 
 def is_one_shot(loader: Any) -> bool:
