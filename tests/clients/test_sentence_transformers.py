@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from clients.small import TEXTS
+
 from tucka.peft import RouterCallback, TuckAConfig
 
 library = pytest.importorskip("sentence_transformers")
@@ -83,5 +83,7 @@ def test_two_forwards_before_one_backward_give_the_sum_of_their_gradients(routin
         return (model(dict(model.preprocess(texts)))["sentence_embedding"] * drawn).sum()
 
     joint = torch.autograd.grad(total(TEXTS) + total(OTHERS), trained)
-    for both, *each in zip(joint, *(torch.autograd.grad(total(texts), trained) for texts in (TEXTS, OTHERS)), strict=True):
+    for both, *each in zip(
+        joint, *(torch.autograd.grad(total(texts), trained) for texts in (TEXTS, OTHERS)), strict=True
+    ):
         torch.testing.assert_close(both, sum(each), rtol=1e-3, atol=1e-6 * float(both.abs().max() + 1))

@@ -2,19 +2,21 @@
 
 import pytest
 import torch
-
 from clients.small import ROUTINGS, TEXTS, adapted, arguments, losses, reward_model, tokenizer
+
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import RouterCallback, initialize_router, last_route
 
 trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 
-PAIRS = datasets.Dataset.from_dict({
-    "prompt": TEXTS * 4,
-    "chosen": [text.upper() for text in TEXTS] * 4,
-    "rejected": [text[::-1] for text in TEXTS] * 4,
-})
+PAIRS = datasets.Dataset.from_dict(
+    {
+        "prompt": TEXTS * 4,
+        "chosen": [text.upper() for text in TEXTS] * 4,
+        "rejected": [text[::-1] for text in TEXTS] * 4,
+    }
+)
 
 
 def trains(trainer, model):

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import DistributedType, PartialState
+from clients.small import adapted, arguments, llama
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from clients.small import adapted, arguments, llama
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import RouterCallback, initialize_router
 from tucka.peft.files.sharded import whole_copy
@@ -82,16 +82,16 @@ class Watching(RouterCallback):
 
 def train(folder, stage, *, resume):
     """Train with the Trainer, and write what happened."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
+    base = llama()
+    base.save_pretrained(f"{folder}/base{rank}")
     more = {"use_cpu": True} if stage == 0 else {"use_cpu": False, "deepspeed": settings(stage)}
     given = arguments(
         TrainingArguments, folder, max_steps=STEPS, per_device_train_batch_size=BATCH // world,
         save_strategy="steps", save_steps=SAVED, adam_epsilon=1e-2, optim="adamw_torch", **more,
     )  # fmt: skip
-    base = llama()
-    if stage == 3:  # as `from_pretrained` does while such arguments exist
-        base.save_pretrained(f"{folder}/base{os.environ['RANK']}")
-        base = type(base).from_pretrained(f"{folder}/base{os.environ['RANK']}")
+    if stage == 3:  # while such arguments exist, `from_pretrained` cuts the weights
+        base = type(base).from_pretrained(f"{folder}/base{rank}")
         assert base.model.layers[0].self_attn.q_proj.weight.numel() == 0
     model = adapted("sample", base=base, k=3)
     cores = [value.detach().clone() for name, value in model.named_parameters() if name.endswith("cores")]
@@ -102,7 +102,7 @@ def train(folder, stage, *, resume):
     trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-{SAVED}" if resume else None)
     trainer.save_model(f"{folder}/{'resumed' if resume else 'saved'}")
     found = {"history": trainer.state.log_history, "centroids": watch.centroids, "cores": cores}
-    if int(os.environ.get("RANK", "0")) == 0:
+    if rank == "0":
         torch.save(found, f"{folder}/{'resumed' if resume else 'trained'}.pt")
 
 

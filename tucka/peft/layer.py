@@ -259,7 +259,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         known = [name for name in dict.fromkeys(names) if name in self.tucka_experts]
         if not known:
             return x
-        if self.tucka_layout is not Layout.SAMPLES_FIRST:
+        if self.tucka_layout not in (Layout.SAMPLES_FIRST, Layout.OTHER_TOKENS):
             rule, got = "layers whose rows are samples, where adapters are named for rows", "other rows"
             cure = "Take the layer out with exclude_modules, or call each adapter by itself"
             raise RouteError(expected("adapter_names", rule, got, where=self._path(), cure=cure))

@@ -144,7 +144,7 @@ def _generators(loader: Any) -> Iterator[torch.Generator]:
 
 
 def has_inputs(loader: Any, model: Any) -> bool:
-    """Tell whether a loader gives a model's inputs, and looking at them takes none away; some trainers prepare others."""
+    """Tell whether a loader gives a model's inputs, and looking takes none away; some trainers prepare others."""
     loader = getattr(loader, "base_dataloader", loader)
     if loader is None or is_one_shot(loader):
         return False
