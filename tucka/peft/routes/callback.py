@@ -91,7 +91,8 @@ class RouterCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Initialise each active router that no data has initialised yet."""
-        model, loader = kwargs["model"], kwargs.get("train_dataloader")
+        model: Any = kwargs["model"]
+        loader: Any = kwargs.get("train_dataloader")
         scope = scope_of(model)
         active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
         for name in scope.owners:
