@@ -65,7 +65,7 @@ class Watching(RouterCallback):
     """Notes the centroids after the start and after each step, as all processes together hold them."""
 
     def __init__(self):
-        super().__init__(progress=False)
+        super().__init__(progress=False, max_batches=1)  # of one batch, the processes put its rows in their order
         self.centroids = []
 
     def note(self, model):
@@ -136,4 +136,5 @@ if __name__ == "__main__":
         train(folder, int(stage), resume="resume" in sys.argv)
     if dist.is_initialized():
         dist.barrier()
-        dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # the threads of gloo sometimes end a process that closes them with an error
