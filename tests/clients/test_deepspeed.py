@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from clients.zero import FILES, SAVED, STEPS
 from safetensors.torch import load_file
+
+from clients.zero import FILES, SAVED, STEPS
 
 pytest.importorskip("deepspeed")
 TESTS = Path(__file__).parents[1]

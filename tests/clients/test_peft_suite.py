@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peft
 import pytest
+
 from clients.peft_suite import write_suite
 
 pytest.importorskip("diffusers")  # the suite imports it
@@ -24,7 +25,7 @@ def test_all_tests_of_peft_pass(tmp_path):
     file = write_suite(Path(source) / "tests", tmp_path)
     paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(file), "-k", CHOSEN],
+        [sys.executable, "-m", "pytest", "-q", f"--rootdir={tmp_path}", str(file), "-k", CHOSEN],
         env={**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         cwd=tmp_path, capture_output=True, text=True, timeout=3000,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from clients.small import TEXTS
 
+from clients.small import TEXTS
 from tucka.peft import RouterCallback, TuckAConfig
 
 library = pytest.importorskip("sentence_transformers")

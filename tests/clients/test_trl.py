@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from clients.small import ROUTINGS, TEXTS, adapted, arguments, losses, reward_model, tokenizer
 
+from clients.small import ROUTINGS, TEXTS, adapted, arguments, losses, reward_model, tokenizer
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import RouterCallback, initialize_router, last_route
 

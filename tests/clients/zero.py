@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import DistributedType, PartialState
-from clients.small import adapted, arguments, llama
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer, TrainingArguments, default_data_collator
 
+from clients.small import adapted, arguments, llama
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import RouterCallback, initialize_router
 from tucka.peft.files.sharded import whole_copy
