@@ -66,6 +66,12 @@ REFUSALS = (
         "sample token",
     ),
     Refusal(
+        "The first layers are called on pieces of the characters, which make no route. Leave the first encoder out.",
+        "RouteError",
+        "canine",
+        checks="start",
+    ),
+    Refusal(
         "The network is reversible: its forward has no gradients, so that a router learns nothing. Pin or give the "
         "route.",
         "RouteError",

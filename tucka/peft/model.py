@@ -196,7 +196,7 @@ class TuckAModel(BaseTuner):
         kind = TuckALinear if isinstance(base_of(target), (nn.Linear, Conv1D)) else TuckALayer
         layer = kind(target, scope)
         place = self._places.get(name) or place_of(Anatomy(self.model), name, config)
-        layer.tucka_part, layer.tucka_role, layer.tucka_layout = place.part, place.role, place.layout
+        layer.put_at(place.part, place.role, place.layout)
         if isinstance(parent, nn.TransformerEncoderLayer):
             # In evaluation torch's encoder layer reads its layers' weights and calls none, unless one has a hook.
             layer.register_forward_pre_hook(_no_change)

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, open_weight, step_gain, width_of
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
-from tucka.backends.torch.functional import LaidOut, add_gated_update
+from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.laid_out import LaidOut
+from tucka.backends.torch.private import has_master_copy, is_in_pieces, is_transformed, parameters_by_name
+from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import RouteError, expected
 from tucka.spec import TuckerSpec
 
@@ -41,11 +44,12 @@ class ExpertParts(nn.Module):
         super().__init__()
         self.spec = spec
         self.dropout = dropout  # of what the update is computed from
-        self.scale = 1.0  # by which callers weaken or strengthen the update
+        self._scale = 1.0
         rank, slices = spec.rank, spec.expert_rank
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
         self.basis = nn.Parameter(torch.empty(in_features, rank))
+        self._laid_out: LaidOut | None = None
         self.reset_parameters(init_weights=init_weights, gain=gain)
 
     @torch.no_grad()
@@ -98,21 +102,55 @@ class ExpertParts(nn.Module):
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
     @property
+    def scale(self) -> float:
+        """A factor by which callers weaken or strengthen the update."""
+        return self._scale
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        self._scale = value
+        self._laid_out = None
+
+    @property
     def alpha(self) -> float:
         """The scale α of the update, as callers have changed it."""
-        return self.spec.alpha * self.scale
+        return self.spec.alpha * self._scale
 
-    def forward(self, base: Tensor, x: Tensor, gates: Tensor, laid_out: dict[Any, Any] | None = None) -> Tensor:
+    def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
+        drops = bool(self.dropout) and self.training
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not drops:
+            laid = self._laid_out_for(x)
+            if laid is not None:
+                return laid.add_update(base, x, gates)
         cores, expert_factor, basis = self.factors()
-        if self.dropout and self.training:
+        if drops:
             x = nn.functional.dropout(x, self.dropout)
-        elif laid_out is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            known = laid_out.get(id(self))
-            if known is None or not known.is_of(cores, expert_factor, basis, gates, x, alpha=self.alpha):
-                known = laid_out[id(self)] = LaidOut(cores, expert_factor, basis, gates, x, alpha=self.alpha)
-            return known.add_update(base, x)
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha)
+
+    def _laid_out_for(self, x: Tensor) -> LaidOut | None:
+        """Return what calls with inputs of one dtype have in common; None where the parameters may change unseen."""
+        own = parameters_by_name(self)
+        dtype = compute_dtype(x)
+        laid = self._laid_out
+        if laid is not None and laid.is_of((own.get("cores"), own.get("expert_factor"), own.get("basis")), dtype):
+            return laid
+        parameters = [self.cores, self.expert_factor, self.basis]
+        if not all(map(_is_plain, parameters)):
+            self._laid_out = None
+            return None  # cut by an engine, or those of a transformation
+        laid = self._laid_out = LaidOut(parameters, self.factors(), dtype, self.alpha)
+        return laid
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be laid out again."""
+        return {**self.__dict__, "_laid_out": None}
+
+
+def _is_plain(parameter: Tensor) -> bool:
+    """Tell whether a parameter is whole, and changes only where its version does."""
+    is_of_an_engine = type(parameter) is not nn.Parameter or is_in_pieces(parameter) or has_master_copy(parameter)
+    return not is_of_an_engine and not is_transformed(parameter)
 
 
 def _holding_ones(like: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from tucka.backends.torch.private import is_any_autocast_on
+
 __all__ = ["add_product", "compute_dtype", "has_autocast", "project", "turned", "wide_dtype", "without_autocast"]
 
 # Left to automatic differentiation, these products cost twice what they need. Here a basis is turned once in each pass
@@ -20,7 +22,7 @@ __all__ = ["add_product", "compute_dtype", "has_autocast", "project", "turned", 
 
 def has_autocast(device: str) -> bool:
     """Tell whether torch casts what it multiplies on a type of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return is_any_autocast_on() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:

@@ -46,11 +46,8 @@ class Memory:
     def _recall(self, forward: Forward) -> None:
         """Look for the route of a generation, of a cache or of an encoder's output that a call continues."""
         generation = forward.generation
-        if generation is not None and generation.held:
-            forward.known.update(generation.held)
-            return
         hidden = _encoder_output(forward.kwargs)
-        if hidden is not None:
+        if hidden is not None:  # before what is held: a generation may encode one window after the other
             routes = getattr(hidden, "_tucka_routes", {}).get(self.scope.key)
             if routes is None and generation is not None:
                 routes = generation.expanded(hidden)
@@ -58,8 +55,11 @@ class Memory:
                     _note_on(hidden, self.scope.key, routes)
             if routes is not None:
                 forward.encoded.update(routes)
-                forward.known.update(routes)
+                forward.known.update({name: route for name, route in routes.items() if name not in forward.known})
             forward.encoder_unknown = routes is None and self._has_role("encoder")
+            return
+        if generation is not None and generation.held:
+            forward.known.update({name: gates for name, gates in generation.held.items() if name not in forward.known})
             return
         cache = forward.inputs.cache
         if cache is None:
@@ -152,7 +152,7 @@ class Memory:
         _note_on(hidden, self.scope.key, routes)
         generations = self.scope.forwards.state.generations
         if generations and forward.parent is None:
-            generations[-1].encoded, generations[-1].encoder_output = routes, hidden
+            generations[-1].encoded.append((hidden, routes))
 
     def _by_token(self, adapter: str) -> bool:
         return any(router.spec.routing == "token" for router in self.scope.routers(adapter).values())

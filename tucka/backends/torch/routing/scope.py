@@ -26,8 +26,6 @@ from tucka.errors import RouteError, expected
 __all__ = ["RouteOptions", "RoutingScope", "routing_scope", "scope_of"]
 
 _WHOLE = Part(None)
-# What is fitted at each call anew: which rows these layers get does not follow from a shape.
-_ANEW = (Layout.AS_THE_PARENT_SAYS, Layout.CACHED_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,7 @@ class RoutingScope:
         self.owners: dict[str, dict[str, Any]] = {}
         self.options: dict[str, RouteOptions] = {}
         self.pinned: dict[str, Tensor] = {}
+        self._pinned_fits: dict[str, Fit] = {}
         self.load: dict[str, dict[str, Tensor]] = {}
         self.last: dict[str, dict[str, Tensor | None]] = {}
         # What is called with each route that is made: router, input (B, ..., d), mask and gates.
@@ -81,6 +80,7 @@ class RoutingScope:
         # From the start, so that a compiled forward finds the entry when it is traced, and is not traced again.
         self.last.setdefault(adapter, {})[layer.tucka_part] = None
         self.reset_load(adapter)
+        layer.tucka_router[adapter].look()
 
     def reset_load(self, adapter: str) -> None:
         """Count an adapter's routings from zero again."""
@@ -94,7 +94,15 @@ class RoutingScope:
     def forget(self, adapter: str) -> None:
         """Drop all that is kept for an adapter; with the last one, leave the model."""
         entries: dict[str, Any]
-        for entries in (self.owners, self.options, self.pinned, self.load, self.last, self.observers):
+        for entries in (
+            self.owners,
+            self.options,
+            self.pinned,
+            self._pinned_fits,
+            self.load,
+            self.last,
+            self.observers,
+        ):
             entries.pop(adapter, None)
         for forward in self.forwards.state.open:
             for routes in (forward.routes, forward.known, forward.encoded):
@@ -190,26 +198,26 @@ class RoutingScope:
         if fixed is not None:
             return self._pinned_fit(adapter, layer, fixed, x)
         forward = self._running(layer)
-        if torch.compiler.is_compiling() or layer.tucka_layout in _ANEW:
+        if layer.tucka_place is None or torch.compiler.is_compiling():
             return self._fit(adapter, layer, x, forward)
         # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
-        key = (adapter, x.shape[:-1], layer.tucka_layout, layer.tucka_role, x.device)
+        key = (adapter, layer.tucka_place, x.shape)
         found = forward.fits.get(key)
-        if found is None:
+        if found is None or forward.several or found.gates.device != x.device:
             found = forward.fits[key] = self._fit(adapter, layer, x, forward)
-        elif forward.several:
-            return self._fit(adapter, layer, x, forward)
         return found
 
     def _pinned_fit(self, adapter: str, layer: Any, fixed: Tensor, x: Tensor) -> Fit:
-        state = self.forwards.state
         given = self.forwards.given(adapter)
         if given is not None:
             return self._given_to_pinned(layer, given, x)
-        if fixed.device != x.device:
-            with torch.inference_mode(False):  # else training could not use it later
-                fixed = self.pinned[adapter] = fixed.to(x.device)
-        return Fit(fixed, AS_IT_IS, state.generations[-1].laid_out if state.generations else None)
+        found = self._pinned_fits.get(adapter)
+        if found is None or found.gates is not fixed or fixed.device != x.device:
+            if fixed.device != x.device:
+                with torch.inference_mode(False):  # else training could not use it later
+                    fixed = self.pinned[adapter] = fixed.to(x.device)
+            found = self._pinned_fits[adapter] = Fit(fixed, AS_IT_IS)
+        return found
 
     def _fit(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Fit:
         layout = self._layout_now(layer, x, forward)
@@ -231,9 +239,6 @@ class RoutingScope:
         found = fitted(self.expanded(route, forward), view, x, same_tokens=same, longer=forward.past != 0)
         if found is None or (forward.several and not route.given):
             raise self._misfit(layer, x, route, forward)
-        generation = forward.generating()
-        if generation is not None and adapter in forward.known:  # one route for many calls
-            found = replace(found, laid_out=generation.laid_out)
         return found
 
     def _given_to_pinned(self, layer: Any, gates: Tensor, x: Tensor) -> Fit:
@@ -269,10 +274,12 @@ class RoutingScope:
 
     def expanded(self, route: Route, forward: Forward) -> Route:
         """Repeat a caller's route as generation repeats the rows for its beams."""
-        rows, known = forward.inputs.rows, route.rows
-        if not route.given or known is None or rows is None or rows == known or rows % known:
+        generation = forward.generating() if route.given and not forward.part.name else None
+        if generation is None or generation.rows is None or route.rows is None:
             return route
-        return route.repeated(rows // known) if forward.generating() is not None else route
+        if route.rows != generation.rows:  # though it may be as many as there are beams or sequences
+            return replace(route, unknown=True)
+        return route.repeated(generation.times) if forward.inputs.rows == route.rows * generation.times else route
 
     def _misfit(self, layer: Any, x: Tensor, route: Route, forward: Forward) -> RouteError:
         cure = (
