@@ -185,25 +185,33 @@ def counted(method: str) -> dict[str, float]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """Write all counts, one line for each method."""
-    head = ["beyond the base"]
-    for title in STEPS.values():
-        head += [f"operators in {title}: each adapted call", "once", "Python calls: each adapted call", "once"]
-    head += ["host reads", "KiB kept: each adapted call", "once", "graph breaks"]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-    for method, found in report["counts"].items():
-        cells = [method]
-        for step in STEPS:
-            for what in ("operators", "calls"):
-                cells += [f"{found[f'{step}, {what}']:.1f}", f"{found[f'{step}, {what}, once']:.0f}"]
-        reads = sum(found[f"{step}, host reads"] + abs(found[f"{step}, host reads, once"]) for step in STEPS)
-        cells += [f"{reads:.0f}", f"{found['kept'] / 1024:.1f}", f"{found['kept, once'] / 1024:.1f}"]
-        lines.append("| " + " | ".join([*cells, f"{found['graph breaks']:.0f}"]) + " |")
+    """Write all counts, one line for each."""
+    counts = report["counts"]
+    rows = [
+        (f"{what} in {title}, {place}", [found[f"{step}, {what}{key}"] for found in counts.values()])
+        for step, title in STEPS.items()
+        for what in ("operators", "calls")
+        for place, key in (("each adapted call", ""), ("once", ", once"))
+    ]
+    rows += [
+        ("host reads in all of these", [_reads(found) for found in counts.values()]),
+        ("KiB kept for the backward, each adapted call", [found["kept"] / 1024 for found in counts.values()]),
+        ("KiB kept, once", [found["kept, once"] / 1024 for found in counts.values()]),
+        ("graph breaks", [found["graph breaks"] for found in counts.values()]),
+    ]
+    lines = ["| beyond the base | " + " | ".join(counts) + " |", "|---" + "|---:" * len(counts) + "|"]
+    for title, values in rows:
+        cells = [f"{value:.1f}".removesuffix(".0") for value in values]
+        lines.append(f"| {title.replace('calls in', 'Python calls in')} | {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in report["about"]["versions"].items())
     sizes = "SmolLM2-135M's widths, 32 tokens, r = 8, k = 4, float32"
     commit = short(report["about"]["commit"])
     lines += ["", f"Operators that only view do not count. Kept: {sizes}. {versions}; {commit}."]
     return "\n".join(lines) + "\n"
+
+
+def _reads(found: dict[str, float]) -> float:
+    return sum(found[f"{step}, host reads"] + abs(found[f"{step}, host reads, once"]) for step in STEPS)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from benchmarks.adapted_models import METHODS, Stack, targets_of
+from tucka.backends.torch import Router
 
 __all__ = ["LINEARS", "SIZES", "adapted", "base_of"]
 
@@ -55,4 +56,8 @@ def adapted(base: nn.Module, method: str, rank: int, targets: list[str] | None =
     known: dict[int, Any] = {} if method == "tucka merged" else {id(value): value for value in base.parameters()}
     names = targets or (targets_of(base) if isinstance(base, Stack) else LINEARS)
     torch.manual_seed(0)
-    return METHODS[method](copy.deepcopy(base, known), names, rank)
+    model = METHODS[method](copy.deepcopy(base, known), names, rank)
+    for module in model.modules():
+        if isinstance(module, Router):  # as if data had started it: a router that waits for its start looks at batches
+            module.initialize(module.centroids.detach().clone())
+    return model

@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, output: Path | None, deadline: float | 
     chosen = {name: value for name, value in vars(options).items() if name not in {"output", "repeats"}}
     turns = Turns({**provenance(PACKAGES), "options": chosen}, output)
     if turns.repeats < options.repeats:
-        turns.measure(works(options), options.repeats, options.budget, deadline=deadline)
+        turns.measure(works(options), options.repeats, options.budget, base=ROWS["base"], deadline=deadline)
     return turns.report()
 
 

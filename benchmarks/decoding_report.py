@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.adapted_models import METHODS
 from benchmarks.provenance import short
 from benchmarks.regimes import NEW, PROMPT, REGIMES
-from benchmarks.turns import CLOCKS
+from benchmarks.turns import CLOCKS, OVER
 
 BASE, PEER, OURS = "frozen", "PEFT LoRA", "tucka"
 DRAWS = 2000  # of rounds, with replacement
@@ -29,15 +29,14 @@ def clock_of(report: dict[str, Any]) -> str:
     return "processor" if report["about"]["options"]["device"] == "cpu" else "wall"
 
 
-def _column(report: dict[str, Any], regime: str, method: str) -> dict[str, float]:
-    clock = CLOCKS.index(clock_of(report))
-    return {number: pair[clock] for number, pair in report["times"][regime][method].items()}
+def _column(report: dict[str, Any], regime: str, method: str, place: int) -> dict[str, float]:
+    place += CLOCKS.index(clock_of(report))
+    return {number: turn[place] for number, turn in report["times"][regime][method].items()}
 
 
 def overhead(report: dict[str, Any], regime: str, method: str) -> dict[str, float]:
-    """Return a method's time beyond the base's of the same round, in seconds, for each of its rounds."""
-    own, base = _column(report, regime, method), _column(report, regime, BASE)
-    return {number: own[number] - base[number] for number in own if number in base}
+    """Return a method's time beyond the base's, in seconds, for each of its rounds."""
+    return _column(report, regime, method, OVER)
 
 
 def ratio(report: dict[str, Any], regime: str, method: str) -> Ratio:
@@ -52,17 +51,18 @@ def ratio(report: dict[str, Any], regime: str, method: str) -> Ratio:
 
 
 def methods_of(report: dict[str, Any]) -> list[str]:
-    """List the methods that were compared, without the base."""
-    return [name for name in METHODS if name != BASE and any(name in one for one in report["times"].values())]
+    """List what was compared; the base beside itself shows what the noise is."""
+    return [name for name in METHODS if any(name in one for one in report["times"].values())]
 
 
 def _rows(report: dict[str, Any], cell: Callable[[Ratio], str]) -> str:
     """Write one line for each regime, with a cell for each method."""
     methods = methods_of(report)
-    head = ["", "base, ms", "LoRA beyond it, ms", *methods]
+    names = ["base again" if name == BASE else name for name in methods]
+    head = ["", "base, ms", "LoRA beyond it, ms", *names]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for regime, times in report["times"].items():
-        base = 1e3 * float(np.median(list(_column(report, regime, BASE).values())))
+        base = 1e3 * float(np.median(list(_column(report, regime, BASE, 0).values())))
         beyond = 1e3 * float(np.median(list(overhead(report, regime, PEER).values())))
         cells = [cell(ratio(report, regime, name)) if name in times else "" for name in methods]
         lines.append(f"| {REGIMES[regime].title} | {base:.1f} | {beyond:.2f} | {' | '.join(cells)} |")
@@ -115,7 +115,7 @@ def figure(report: dict[str, Any], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "tucka"
     import matplotlib.pyplot as plt
 
-    regimes, methods = list(report["times"]), [name for name in methods_of(report) if name != PEER]
+    regimes, methods = list(report["times"]), [name for name in methods_of(report) if name not in (BASE, PEER)]
     columns = min(5, len(regimes))
     rows = -(-len(regimes) // columns)
     size = (2.6 * columns + 1, rows * (0.28 * len(methods) + 1.1))

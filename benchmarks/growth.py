@@ -109,7 +109,7 @@ def main(given: list[str] | None = None) -> None:
     about: dict[str, Any] = {**provenance(("torch", "peft", "transformers", "tucka")), "options": chosen}
     turns = Turns(about, output)
     if turns.repeats < options.repeats:
-        turns.measure(works(options), options.repeats, budget=120)
+        turns.measure(works(options), options.repeats, budget=120, base=BASE)
     report = turns.report(points={name: asdict(point) for name, point in points(options)})
     if output is not None:
         write(output)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.provenance import short
-from benchmarks.turns import CLOCKS
+from benchmarks.turns import CLOCKS, OVER
 from tucka import count_flops, count_parameters
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -32,13 +32,10 @@ COLORS = {PEER: "#7d888e", "tucka batch": "#0b6e69", "tucka sample": "#c7781f", 
 
 
 def overhead(report: dict[str, Any], name: str, kind: str, method: str) -> float:
-    """Return the median time beyond the base's of the same round, in milliseconds."""
-    times = report["times"][f"{name}, {kind}"]
+    """Return the median time beyond the base's, in milliseconds."""
     clock = CLOCKS.index("processor" if report["about"]["options"]["device"] == "cpu" else "wall")
-    base = times[BASE]
-    return 1e3 * statistics.median(
-        pair[clock] - base[number][clock] for number, pair in times[method].items() if number in base
-    )
+    turns = report["times"][f"{name}, {kind}"][method].values()
+    return 1e3 * statistics.median(turn[OVER + clock] for turn in turns)
 
 
 def sizes_of(point: dict[str, int], width: int, method: str) -> tuple[str, list[tuple[int, int]], dict[str, Any]]:
@@ -60,10 +57,8 @@ def multiply_adds(report: dict[str, Any], name: str, kind: str, method: str) -> 
 
 
 def fitted(report: dict[str, Any], kind: str, method: str) -> tuple[list[float], dict[str, float], float]:
-    """Fit the times of all points by four costs: once, per layer, per million of inputs' numbers and multiply-adds.
-
-    Return the costs in milliseconds, the fitted times, and by what factor half of the points differ from theirs.
-    """
+    """Fit the times of all points by four costs: once, per layer, per million of inputs' numbers and multiply-adds."""
+    # Returns the costs in milliseconds, the fitted times, and by what factor half of the points differ from theirs.
     width, rows, times = report["about"]["options"]["width"], [], []
     for name, point in report["points"].items():
         numbers = point["layers"] * point["samples"] * point["tokens"] * width

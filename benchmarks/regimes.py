@@ -14,7 +14,7 @@ from benchmarks.turns import Work
 
 __all__ = ["REGIMES", "Regime", "inputs_of", "work"]
 
-PROMPT, NEW = 16, 32  # tokens of a generation
+PROMPT, NEW = 16, 16  # tokens of a generation
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class Regime:
     kind: str  # of `RUNS`
     samples: int
     tokens: int
-    calls: int  # in one turn
+    calls: int  # in one turn, as many as make up about a second
     new: int = NEW  # tokens that are generated
 
 
 REGIMES = {
-    "generate-1": Regime("generate, 1 row", "decoder", "generate", 1, PROMPT, 1),
-    "generate-8": Regime("generate, 8 rows", "decoder", "generate", 8, PROMPT, 1),
-    "forward-1x32": Regime("forward, 1×32", "decoder", "forward", 1, 32, 3),
-    "train-1x32": Regime("training step, 1×32", "decoder", "train", 1, 32, 3),
-    "forward-8x128": Regime("forward, 8×128", "decoder", "forward", 8, 128, 1),
+    "generate-1": Regime("generate, 1 row", "decoder", "generate", 1, PROMPT, 3),
+    "generate-8": Regime("generate, 8 rows", "decoder", "generate", 8, PROMPT, 3),
+    "forward-1x32": Regime("forward, 1×32", "decoder", "forward", 1, 32, 5),
+    "train-1x32": Regime("training step, 1×32", "decoder", "train", 1, 32, 5),
+    "forward-8x128": Regime("forward, 8×128", "decoder", "forward", 8, 128, 2),
     "train-8x128": Regime("training step, 8×128", "decoder", "train", 8, 128, 1),
-    "prefill-512": Regime("prefill, 1×512", "decoder", "prefill", 1, 512, 1),
+    "prefill-512": Regime("prefill, 1×512", "decoder", "prefill", 1, 512, 2),
     "classify-32": Regime("classify, 32×64", "classifier", "classify", 32, 64, 1),
-    "forward-two": Regime("forward, two linear layers, 8×32", "two linear layers", "forward", 8, 32, 5),
-    "train-two": Regime("training step, two linear layers, 8×32", "two linear layers", "train", 8, 32, 5),
+    "forward-two": Regime("forward, two linear layers, 8×32", "two linear layers", "forward", 8, 32, 9),
+    "train-two": Regime("training step, two linear layers, 8×32", "two linear layers", "train", 8, 32, 9),
 }
 
 

@@ -89,7 +89,8 @@ def step(options: Options) -> dict[str, Any]:
     models = {name: adapted(base, name, 32, ["q_proj", "v_proj"]).train() for name in methods}
     works = {"step": {name: work(regime, base, model) for name, model in models.items()}}
     turns = Turns({}, None)
-    turns.measure(works, 1 if options.tiny else 20, 10, deadline=time.monotonic() + options.seconds / 2)
+    until = time.monotonic() + options.seconds / 2
+    turns.measure(works, 1 if options.tiny else 20, 10, base="frozen", deadline=until)
     peak = {}
     if options.device == "cuda":
         for name, one in works["step"].items():

@@ -46,18 +46,45 @@ def test_a_run_goes_on_where_it_stopped_and_leaves_times_of_other_code(tmp_path)
 
 def test_a_slow_method_sits_rounds_out():
     turns, runs = Turns({}, None), []
-    turns.times = {"regime": {"slow": {str(number): [30.0, 30.0] for number in range(3)}}}
+    turns.times = {"regime": {"slow": {str(number): [30.0, 30.0, 0.0, 0.0] for number in range(3)}}}
     turns.measure({"regime": {"slow": Work(lambda: runs.append(1), lambda: None, calls=1)}}, 5, budget=60)
     assert len(turns.times["regime"]["slow"]) == 3
     assert len(runs) == 1  # to warm up
 
 
+def test_a_turn_is_compared_with_the_base_beside_it(monkeypatch):
+    order = []
+    base, own = (Work(lambda name=name: order.append(name), lambda: None, calls=2) for name in ("base", "own"))
+    clock = iter(range(1000))
+    monkeypatch.setattr("benchmarks.turns.time.perf_counter", lambda: next(clock) ** 2 / 1024)
+    monkeypatch.setattr("benchmarks.turns.time.process_time", lambda: 0.0)
+    wall, processor, over, _ = own.turn(base)
+    assert order == ["base", "own"] * 3
+    # Calls begin and end at squares: each takes 4 / 1024 more than the one before it.
+    assert (over, processor) == (4 / 1024, 0)
+    assert wall == pytest.approx((7**2 - 6**2 + 11**2 - 10**2) / 2 / 1024, rel=1e-5)
+    assert own.turn(base, base_first=False)[2] == -4 / 1024
+
+
+def test_a_slow_call_is_made_once(monkeypatch):
+    order = []
+    base, own = (Work(lambda name=name: order.append(name), lambda: None, calls=9) for name in ("base", "own"))
+    monkeypatch.setattr("benchmarks.turns.time.perf_counter", iter([0.0, 1.0, 1.0, 6.0]).__next__)
+    assert own.turn(base)[::2] == [5.0, 4.0]
+    assert order == ["base", "own"]
+
+
 def test_ratios_are_those_of_the_overheads():
-    base, lora, ours = ({str(number): [0, number + more] for number in range(5)} for more in (1, 3, 2))
+    base, lora, ours = ({str(number): [0, number, 0, over] for number in range(5)} for over in (0, 4, 2))
     times = {"generate-1": {"frozen": base, "PEFT LoRA": lora, "tucka batch": ours}}
     report = {"about": {"options": {"device": "cpu"}}, "times": times}
     assert decoding_report.ratio(report, "generate-1", "tucka batch") == (0.5, 0.5, 0.5)
     assert "slower than LoRA in: no regime" in decoding_report.losses(report)
+
+
+@pytest.mark.parametrize("path", sorted(decoding.RESULTS.glob("decoding-*.json")), ids=lambda path: path.stem)
+def test_the_committed_tables_are_those_of_the_committed_results(path):
+    assert path.with_suffix(".md").read_text() == decoding_report.text(json.loads(path.read_text()))
 
 
 @pytest.mark.parametrize("row", decoding.ROWS)

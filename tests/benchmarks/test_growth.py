@@ -22,6 +22,12 @@ def test_a_small_run_and_its_report(tmp_path):
     assert output.with_suffix(".svg").stat().st_size > 0
 
 
+def test_the_committed_tables_are_those_of_the_committed_results():
+    path = growth.RESULTS / "growth-cpu.json"
+    report, text = json.loads(path.read_text()), path.with_suffix(".md").read_text()
+    assert text.endswith(f"\n\n{growth_report.tables(report)}\n\n{growth_report.caption(report)}\n")
+
+
 @pytest.mark.parametrize("method", [name for name in growth.METHODS if name != growth_report.BASE])
 def test_the_counted_parameters_are_those_of_the_models(method):
     for point in (growth.Point(layers=3), growth.Point(groups=7), growth.Point(rank=5)):
@@ -43,7 +49,7 @@ def test_a_fit_tells_the_costs_apart():
         numbers = point.layers * point.samples * point.tokens * 8
         products = growth_report.multiply_adds(report, str(number), "forward", "tucka batch")
         seconds = 1e-3 * (0.5 + 0.25 * point.layers + 0.125e-6 * numbers + 2e-6 * products)
-        times = {"frozen": {"0": [0, 1.0]}, "tucka batch": {"0": [0, 1.0 + seconds]}}
+        times = {"frozen": {"0": [0, 1.0, 0, 0.0]}, "tucka batch": {"0": [0, 1.0 + seconds, 0, seconds]}}
         report["times"][f"{number}, forward"] = times
     costs, _, factor = growth_report.fitted(report, "forward", "tucka batch")
     assert costs == pytest.approx([0.5, 0.25, 0.125, 2], rel=1e-3)

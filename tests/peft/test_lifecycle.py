@@ -19,7 +19,7 @@ from support.adapting import adapt, config_for, snapshot, train, trained
 from support.refusals import refused
 from support.tiny_models import KINDS, inputs_for, loss_of, make, output_of
 from tucka.backends.torch.routing.scope import scope_of
-from tucka.errors import ConfigError, RouteError
+from tucka.errors import RouteError
 from tucka.peft import (
     TuckAConfig,
     adapted_modules,
@@ -125,12 +125,6 @@ def test_autocast_trains_a_float32_model(dtype):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_adapters_per_sample_are_refused_instead_of_ignored():
-    model = adapt("bert")
-    with pytest.raises(ConfigError, match=r"adapter_names: expected .*set_adapter"):
-        model(**inputs_for("bert"), adapter_names=["default", "__base__", "default"])
-
-
 def replica_of(model):
     """One of the copies that nn.DataParallel computes on."""
     replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
@@ -157,8 +151,8 @@ def test_what_peft_has_for_lora_only_says_so(tmp_path):
         get_peft_model(make("bert"), config_for("bert"), mixed=True)
     with pytest.raises(ValueError, match="different peft types"):
         model.add_adapter("other", LoraConfig(target_modules=["query"]))
-    with pytest.raises(TypeError, match="rank_pattern"):
-        TuckAConfig(rank_pattern={"query": 2})
+    with pytest.raises(TypeError, match="use_dora"):
+        TuckAConfig(use_dora=True)
 
 
 # Moving

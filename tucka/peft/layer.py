@@ -230,19 +230,22 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
+        own = modules_by_name(self)
         if adapter_names is not None and not self._disable_adapters:
             x = self._adapted_by_row(x, adapter_names)
         elif self._disable_adapters:
             if self.merged_adapters:
                 self.unmerge()
         elif not self.merged_adapters:
-            x = self._adapted(x)
-        return modules_by_name(self)["base_layer"](x, *args, **kwargs)
+            x = self._adapted(x, modules_by_name(own["tucka_experts"]))
+        return own["base_layer"](x, *args, **kwargs)
 
-    def _adapted(self, x: Tensor) -> Tensor:
+    def _adapted(self, x: Tensor, experts: dict[str, Any]) -> Tensor:
         """Add the updates of all active adapters to the layer's input."""
-        active, experts = self._active_adapter, modules_by_name(modules_by_name(self)["tucka_experts"])
-        names = [name for name in ((active,) if isinstance(active, str) else active) if name in experts]
+        active = self._active_adapter
+        names = [active] if isinstance(active, str) else active
+        if len(names) != 1 or names[0] not in experts:
+            names = [name for name in names if name in experts]
         if not names:
             return x
         # Checked before anything is routed on it, once for each kind of input. A new kind would compile anew.
@@ -251,8 +254,12 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         result = rows
         for name in names:
             fit = self.tucka_scope.fit(name, self, rows)
-            parts: Any = experts[name]
-            if fit.view == AS_IT_IS:
+            parts = experts[name]
+            # Asked for here: a call of a module takes longer than this.
+            laid = parts.laid_out(rows)
+            if laid is not None and fit.view == AS_IT_IS:
+                result = laid.add_update(result, rows, fit.gates)
+            elif fit.view == AS_IT_IS:
                 result = parts(result, rows, fit.gates)
             else:
                 result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates), rows)

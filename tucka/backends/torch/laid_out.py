@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from tucka.backends.torch.functional import by_sample, mixed, scaled, times_own
-from tucka.backends.torch.private import version_of
+from tucka.backends.torch.private import states_of, version_of
 from tucka.backends.torch.thin import turned
 
 __all__ = ["LaidOut"]
@@ -24,21 +24,23 @@ class LaidOut:
         self._parameters = tuple(parameters)
         # They share the parameters' memory, so that no other numbers come to stand at the same address meanwhile.
         self._kept = [parameter.detach() for parameter in parameters]
-        self._state = [(version_of(parameter), parameter.data_ptr()) for parameter in parameters]
+        self._state = states_of(parameters)
         self._cores, self._expert_factor, basis = factors  # (k, p, r, r), (t, p), (d, r)
         self._alpha = alpha
         self._turned = turned(basis, dtype)
         self._columns = self._turned.t()
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
 
-    def is_of(self, parameters: Sequence[Tensor | None], dtype: torch.dtype) -> bool:
-        """Tell whether the parameters are those that this was made of, and have not changed since."""
-        if dtype is not self.dtype:
-            return False
-        for parameter, known, (version, address) in zip(parameters, self._parameters, self._state, strict=True):
-            if parameter is not known or known.data_ptr() != address or version_of(known) != version:
-                return False
-        return True
+    def is_of(self, named: Mapping[str, Tensor | None], dtype: torch.dtype) -> bool:
+        """Tell whether a layer's parameters are those that this was made of, and have not changed since."""
+        known = self._parameters
+        return (
+            dtype is self.dtype
+            and named.get("cores") is known[0]
+            and named.get("expert_factor") is known[1]
+            and named.get("basis") is known[2]
+            and states_of(known) == self._state
+        )
 
     def add_update(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates to `base` (..., d), bit for bit as `add_gated_update` does."""

@@ -13,7 +13,13 @@ from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolu
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
 from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.laid_out import LaidOut
-from tucka.backends.torch.private import has_master_copy, is_in_pieces, is_transformed, parameters_by_name
+from tucka.backends.torch.private import (
+    has_master_copy,
+    is_in_pieces,
+    is_offloaded,
+    is_transformed,
+    parameters_by_name,
+)
 from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import RouteError, expected
 from tucka.spec import TuckerSpec
@@ -112,33 +118,35 @@ class ExpertParts(nn.Module):
         self._laid_out = None
 
     @property
+    def _drops(self) -> bool:
+        return self.dropout > 0 and self.training
+
+    @property
     def alpha(self) -> float:
         """The scale α of the update, as callers have changed it."""
         return self.spec.alpha * self._scale
 
     def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
-        drops = bool(self.dropout) and self.training
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and not drops:
-            laid = self._laid_out_for(x)
-            if laid is not None:
-                return laid.add_update(base, x, gates)
+        laid = self.laid_out(x)
+        if laid is not None:
+            return laid.add_update(base, x, gates)
         cores, expert_factor, basis = self.factors()
-        if drops:
+        if self._drops:
             x = nn.functional.dropout(x, self.dropout)
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha)
 
-    def _laid_out_for(self, x: Tensor) -> LaidOut | None:
-        """Return what calls with inputs of one dtype have in common; None where the parameters may change unseen."""
-        own = parameters_by_name(self)
-        dtype = compute_dtype(x)
-        laid = self._laid_out
-        if laid is not None and laid.is_of((own.get("cores"), own.get("expert_factor"), own.get("basis")), dtype):
+    def laid_out(self, x: Tensor) -> LaidOut | None:
+        """Return what calls with inputs of one dtype have in common; None where that may not, or need not, be kept."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._drops:
+            return None
+        dtype, laid = compute_dtype(x), self._laid_out
+        if laid is not None and laid.is_of(parameters_by_name(self), dtype):
             return laid
         parameters = [self.cores, self.expert_factor, self.basis]
-        if not all(map(_is_plain, parameters)):
+        if any(not _is_at_rest(each) for each in parameters) or is_offloaded(self):
             self._laid_out = None
-            return None  # cut by an engine, or those of a transformation
+            return None
         laid = self._laid_out = LaidOut(parameters, self.factors(), dtype, self.alpha)
         return laid
 
@@ -147,10 +155,11 @@ class ExpertParts(nn.Module):
         return {**self.__dict__, "_laid_out": None}
 
 
-def _is_plain(parameter: Tensor) -> bool:
-    """Tell whether a parameter is whole, and changes only where its version does."""
-    is_of_an_engine = type(parameter) is not nn.Parameter or is_in_pieces(parameter) or has_master_copy(parameter)
-    return not is_of_an_engine and not is_transformed(parameter)
+def _is_at_rest(parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter is neither cut, moved nor copied by an engine, nor one of a transformation."""
+    is_plain = type(parameter) is nn.Parameter and not parameter.is_meta
+    is_own = not is_in_pieces(parameter) and not has_master_copy(parameter)
+    return is_plain and is_own and not is_transformed(parameter)
 
 
 def _holding_ones(like: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "is_any_autocast_on",
     "is_exporting",
     "is_in_pieces",
+    "is_offloaded",
     "is_replica",
     "is_transformed",
     "modules_by_name",
@@ -31,6 +32,7 @@ __all__ = [
     "parameters_by_name",
     "pooled_mask",
     "reentrant_checkpoint",
+    "states_of",
     "version_of",
     "whole_shape",
 ]
@@ -155,6 +157,11 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def states_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Say of each tensor how often it has been written to, and where its numbers are."""
+    return [(0 if each.is_inference() else each._version, each.data_ptr()) for each in tensors]
+
+
 def assert_later(condition: Tensor, message: str) -> None:
     """Raise if a condition is false once it is computed, without waiting for it: for code that is being compiled."""
     torch._assert_async(condition, message)
@@ -178,6 +185,11 @@ def parameters_by_name(module: nn.Module) -> dict[str, Any]:
 def is_replica(module: nn.Module) -> bool:
     """Tell whether a module is one of the copies that nn.DataParallel makes for each call."""
     return bool(getattr(module, "_is_replica", False))
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Tell whether Accelerate brings a module's parameters to the device for each call, and takes them away again."""
+    return hasattr(module, "_hf_hook")
 
 
 # Marks of DeepSpeed: of parameters that ZeRO-3 has cut, and of those whose optimiser trains a copy, from ZeRO-1 on.

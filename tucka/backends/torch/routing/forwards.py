@@ -184,6 +184,10 @@ class Forwards:
                 self._given_by_frame.setdefault(frame, {})[adapter] = known
         return known
 
+    def has_given(self) -> bool:
+        """Tell whether a caller's route may be in use here, or in a recomputation."""
+        return self._has_given_regions or bool(self.state.given)
+
     @staticmethod
     def _regions() -> list[tuple[Any, bool]]:
         """List the checkpointed regions around this call, and whether each is computed again."""

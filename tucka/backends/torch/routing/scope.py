@@ -196,6 +196,10 @@ class RoutingScope:
         """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""
         fixed = self.pinned.get(adapter)
         if fixed is not None:
+            known = self._pinned_fits.get(adapter)
+            is_same = known is not None and known.gates is fixed and fixed.device == x.device
+            if known is not None and is_same and not self.forwards.has_given():
+                return known
             return self._pinned_fit(adapter, layer, fixed, x)
         forward = self._running(layer)
         if layer.tucka_place is None or torch.compiler.is_compiling():
@@ -211,12 +215,10 @@ class RoutingScope:
         given = self.forwards.given(adapter)
         if given is not None:
             return self._given_to_pinned(layer, given, x)
-        found = self._pinned_fits.get(adapter)
-        if found is None or found.gates is not fixed or fixed.device != x.device:
-            if fixed.device != x.device:
-                with torch.inference_mode(False):  # else training could not use it later
-                    fixed = self.pinned[adapter] = fixed.to(x.device)
-            found = self._pinned_fits[adapter] = Fit(fixed, AS_IT_IS)
+        if fixed.device != x.device:
+            with torch.inference_mode(False):  # else training could not use it later
+                fixed = self.pinned[adapter] = fixed.to(x.device)
+        found = self._pinned_fits[adapter] = Fit(fixed, AS_IT_IS)
         return found
 
     def _fit(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Fit:
