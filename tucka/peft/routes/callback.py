@@ -97,7 +97,7 @@ class RouterCallback(TrainerCallback):
         active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
         for name in scope.owners:
             waits = name not in scope.pinned and any(router.waits for router in scope.routers(name).values())
-            # Without data that can be looked at, it starts itself on the first batch.
+            # Without data that can be looked at, it starts itself on the first batches.
             if waits and name in active and self.max_batches and has_inputs(loader, model):
                 initialize_router(
                     model,
