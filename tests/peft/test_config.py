@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -108,6 +109,17 @@ def test_numbers_of_numpy_and_torch_are_saved_as_plain_ones(tmp_path):
     assert entries["pinned_gates"] == [[0.5, 0.5], [0, 0], [0, 0]]
     assert entries["layers_to_transform"] == [0, 1]
     assert TuckAConfig.from_pretrained(tmp_path) == config
+
+
+@pytest.mark.parametrize("one", [np.ones(()), torch.ones(()), jnp.ones(())], ids=["NumPy", "torch", "JAX"])
+def test_arrays_without_axes_are_numbers(tmp_path, one):
+    whole = one.astype(np.int32) if hasattr(one, "astype") else one.int()
+    config = TuckAConfig(r=whole, k=whole, alpha=2 * one, temperature=one, target_modules=["a"])
+    config.save_pretrained(tmp_path)
+    entries = json.loads((tmp_path / CONFIG).read_text())
+    assert (entries["r"], entries["k"], entries["alpha"], entries["temperature"]) == (1, 1, 2.0, 1.0)
+    with pytest.raises(ConfigError, match="alpha: expected a finite number"):
+        TuckAConfig(alpha=one[None])
 
 
 def test_the_configuration_survives_its_file(tmp_path):

@@ -19,8 +19,16 @@ from support.adapting import adapt, config_for, snapshot, train, trained
 from support.refusals import refused
 from support.tiny_models import KINDS, inputs_for, loss_of, make, output_of
 from tucka.backends.torch.routing.scope import scope_of
-from tucka.errors import ConfigError, RouteError
-from tucka.peft import TuckAConfig, adapted_modules, expert_load, last_route, pin_route, unpin_route
+from tucka.errors import RouteError
+from tucka.peft import (
+    TuckAConfig,
+    adapted_modules,
+    expert_load,
+    initialize_router,
+    last_route,
+    pin_route,
+    unpin_route,
+)
 
 kinds = pytest.mark.parametrize("kind", KINDS)
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
@@ -117,12 +125,6 @@ def test_autocast_trains_a_float32_model(dtype):
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_adapters_per_sample_are_refused_instead_of_ignored():
-    model = adapt("bert")
-    with pytest.raises(ConfigError, match=r"adapter_names: expected .*set_adapter"):
-        model(**inputs_for("bert"), adapter_names=["default", "__base__", "default"])
-
-
 def replica_of(model):
     """One of the copies that nn.DataParallel computes on."""
     replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
@@ -149,8 +151,8 @@ def test_what_peft_has_for_lora_only_says_so(tmp_path):
         get_peft_model(make("bert"), config_for("bert"), mixed=True)
     with pytest.raises(ValueError, match="different peft types"):
         model.add_adapter("other", LoraConfig(target_modules=["query"]))
-    with pytest.raises(TypeError, match="rank_pattern"):
-        TuckAConfig(rank_pattern={"query": 2})
+    with pytest.raises(TypeError, match="use_dora"):
+        TuckAConfig(use_dora=True)
 
 
 # Moving
@@ -243,3 +245,16 @@ def test_an_adapter_created_pinned_has_no_router_and_does_not_route(monkeypatch)
     loss_of(model, inputs_for("bert")).backward()
     with refused(RouteError, "adapter_name", "router | none"):
         unpin_route(model)
+
+
+def test_torch_averages_all_of_a_model():
+    model = adapt("bert", routing="sample", balance_rate=0.1, init_weights=False).eval()
+    average = torch.optim.swa_utils.AveragedModel(model, use_buffers=True)
+    average.update_parameters(model)
+    initialize_router(model, [inputs_for("bert", batch=6)], progress=False)
+    start = scope_of(average).router("default").center.clone()
+    average.update_parameters(model)
+    router, averaged = scope_of(model).router("default"), scope_of(average).router("default")
+    torch.testing.assert_close(averaged.center, (start + router.center) / 2)
+    assert not averaged.waits
+    assert torch.isfinite(output_of(average, inputs_for("bert"))).all()

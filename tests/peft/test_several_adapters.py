@@ -8,7 +8,7 @@ from torch import nn
 from support.adapting import adapt, config_for, snapshot
 from support.tiny_models import inputs_for, make, output_of
 from tucka.backends.torch.routing.scope import scope_of
-from tucka.peft import TuckAConfig, TuckALayer, expert_load, last_route, pin_route
+from tucka.peft import TuckAConfig, TuckALayer, expert_load, initialize_router, last_route, pin_route
 
 
 def two_adapters():
@@ -172,3 +172,37 @@ def test_peft_reports_the_model_and_its_layers():
     layers = model.get_layer_status()
     assert {layer.module_type for layer in layers} == {"tucka.TuckALinear"}
     assert layers[0].requires_grad == {"default": True, "other": False}
+
+
+@pytest.mark.parametrize("options", [{}, {"balance_rate": 0.1}, {"affinity": "dot"}])
+def test_a_copy_of_the_parameters_of_an_adapter_is_the_adapter(options):
+    """TRL's reference adapters: one more adapter by the same configuration, and then its parameters alone."""
+    model = adapt("llama", routing="sample", k=3, init_weights=False, **options).eval()
+    initialize_router(model, [inputs_for("llama", batch=8)], progress=False)
+    router = scope_of(model).router("default")
+    if router.choice_bias is not None:
+        router.choice_bias.copy_(torch.tensor([0.5, -0.5, 0.0]))
+    model.add_adapter("ref", model.peft_config["default"])
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
+    inputs = inputs_for("llama", batch=8, seed=2)
+    expected = output_of(model, inputs)
+    model.set_adapter("ref")
+    assert torch.equal(output_of(model, inputs), expected)
+    # Trained on, it goes on from the copy, and no data starts it again.
+    before = scope_of(model).router("ref").centroids.detach().clone()
+    output_of(model.train(), inputs)
+    assert torch.equal(scope_of(model).router("ref").centroids, before)
+
+
+def test_one_more_adapter_by_the_same_configuration_still_starts_from_data():
+    model = adapt("llama", routing="sample")
+    initialize_router(model, [inputs_for("llama", batch=8)], progress=False)
+    model.add_adapter("other", model.peft_config["default"])
+    model.set_adapter("other")
+    assert scope_of(model).router("other").waits
+    initialize_router(model, [inputs_for("llama", batch=8, seed=3)], progress=False)
+    assert not scope_of(model).router("other").waits
+    centers = [scope_of(model).router(name).center for name in ("default", "other")]
+    assert not torch.allclose(*centers)

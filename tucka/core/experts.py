@@ -35,7 +35,7 @@ def form_group(core: Array, expert_factor: Array, basis: Array) -> Array:
     return times_matrices(core, [expert_factor, basis, basis])
 
 
-def adapt(x: Array, parts: Parts, gates: Array, *, alpha: float) -> Array:
+def adapt(x: Array, parts: Parts, gates: Array, *, alpha: float | Array) -> Array:
     """Eq. (9) without its W: x + α ((x U) Ḡ) Uᵀ, for x (..., d) and gates that align with x from the left."""
     cores, expert_factor, basis = parts
     handle = backend_of(x=x)
@@ -316,7 +316,7 @@ class TuckerExperts:
         self._check(gates=(gates, "... k t"), where="TuckerExperts.mix")
         return mix_cores(self.cores, self.expert_factor, gates)
 
-    def apply(self, x: Array, gates: Array, *, alpha: float = 1.0) -> Array:
+    def apply(self, x: Array, gates: Array, *, alpha: float | Array = 1.0) -> Array:
         r"""Adapt activations: :math:`x' = x + \alpha\, ((x U) \bar G)\, U^\top`, without any d×d matrix.
 
         Parameters
@@ -326,8 +326,9 @@ class TuckerExperts:
         gates : array, shape (k, t), (B, k, t), (B, S, k, t), ...
             Their leading axes align with those of `x` from the left: (k, t) serves all of `x`, (B, k, t) has one set
             for each entry of the first axis of `x`, and so on.
-        alpha : float
-            The scale of the update.
+        alpha : float, or array of shape ()
+            The scale of the update. An array of the backend of `x` may have a gradient, or be traced; its value is not
+            looked at.
 
         Returns
         -------
@@ -354,7 +355,8 @@ class TuckerExperts:
         """
         where = "TuckerExperts.apply"
         self._check(gates=(gates, "... k t"), x=(x, "... d"), where=where)
-        alpha = check_finite("alpha", alpha, where=where)
+        if not backend_of(x=x).is_tensor(alpha) or tuple(alpha.shape):  # type: ignore[union-attr]
+            alpha = check_finite("alpha", alpha, where=where)
         rows, lead = tuple(x.shape[:-1]), tuple(gates.shape[:-2])
         if lead != rows[: len(lead)]:
             rule = f"leading axes that are the first of x's {rows}"

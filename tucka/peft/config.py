@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
+from peft.utils.other import get_pattern_key
 
-from tucka.checks import check_choice, check_count, check_finite, refuse_unknown_keywords
+from tucka.checks import check_choice, check_count, check_finite, check_least, refuse_unknown_keywords
 from tucka.errors import CheckpointError, ConfigError, expected
+from tucka.peft.files.card import write_card
 from tucka.peft.files.reading import FORMAT_VERSION, read_entries
 from tucka.peft.registration import add_peft_type
 from tucka.spec import (
@@ -31,7 +35,7 @@ __all__ = ["TuckAConfig"]
 _WHERE = "TuckAConfig"
 
 
-@refuse_unknown_keywords({**LETTERS, **OTHER_WORDS})
+@refuse_unknown_keywords({**LETTERS, **OTHER_WORDS, "lora_dropout": "dropout"})
 @dataclass
 class TuckAConfig(PeftConfig):
     r"""Configuration of a TuckA adapter for `peft.get_peft_model`.
@@ -48,6 +52,10 @@ class TuckAConfig(PeftConfig):
         Multilinear rank of the expert mode.
     alpha : float
         Scale of the update.
+    rank_pattern, alpha_pattern : dict, optional
+        Layers, by their names, endings of names or regular expressions, whose `r` or `alpha` is another one.
+    dropout : float
+        The share of the update's inputs that training leaves out at random. The route sees all of them.
     target_modules : list of str or str, optional
         Names, or endings of names, of the layers to adapt; a string is a regular expression, or ``"all-linear"``.
     routing : {None, "batch", "sample", "token", "given"}
@@ -96,6 +104,8 @@ class TuckAConfig(PeftConfig):
         Name of the list of blocks.
     modules_to_save : list of str, optional
         Other modules to train and save whole, such as a classification head.
+    trainable_token_indices : list of int or dict of str to list of int, optional
+        Rows of the embeddings to train too, as in PEFT's LoRA; a dict says in which layers.
     bias : {"none", "all", "tucka_only"}
         Which biases to train.
     tucka_format : int
@@ -121,6 +131,9 @@ class TuckAConfig(PeftConfig):
     t: int = field(default=TuckerSpec.experts_per_group, metadata={"help": "Experts in one group."})
     p: int = field(default=TuckerSpec.expert_rank, metadata={"help": "Multilinear rank of the expert mode."})
     alpha: float = field(default=TuckerSpec.alpha, metadata={"help": "Scale of the update."})
+    rank_pattern: dict[str, int] = field(default_factory=dict, metadata={"help": "Layers with another r."})
+    alpha_pattern: dict[str, float] = field(default_factory=dict, metadata={"help": "Layers with another alpha."})
+    dropout: float = field(default=0.0, metadata={"help": "Share of the update's inputs that training leaves out."})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers to adapt."})
     routing: Routing | Literal["given"] | None = field(
         default=None, metadata={"help": "'batch', 'sample', 'token', 'given', or None to choose by the model."}
@@ -152,6 +165,9 @@ class TuckAConfig(PeftConfig):
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "Blocks to adapt."})
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "Name of the list of blocks."})
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "Modules to train and save whole."})
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Rows of the embeddings to train too."}
+    )
     bias: str = field(default="none", metadata={"help": "'none', 'all' or 'tucka_only'."})
     tucka_format: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the file format."})
 
@@ -163,6 +179,7 @@ class TuckAConfig(PeftConfig):
             if name != "routing":
                 setattr(self, LETTERS.get(name, name), value)
         self._check_options()
+        self._check_patterns()
         self._check_layers()
         self._check_pinned()
 
@@ -186,6 +203,32 @@ class TuckAConfig(PeftConfig):
             rule = f"a format this tucka knows, at most {FORMAT_VERSION}"
             raise ConfigError(expected("tucka_format", rule, self.tucka_format, where=_WHERE, cure="Update tucka"))
 
+    def _check_patterns(self) -> None:
+        rules: dict[str, Callable[..., Any]] = {"rank_pattern": check_count, "alpha_pattern": check_finite}
+        for name, rule in rules.items():
+            given = getattr(self, name) or {}
+            if not isinstance(given, Mapping) or not all(isinstance(layer, str) for layer in given):
+                rule_of_names = "a dict with names of layers, or patterns of names"
+                raise ConfigError(expected(name, rule_of_names, repr(given), where=_WHERE))
+            found = {layer: rule(f"{name}[{layer!r}]", value, where=_WHERE) for layer, value in given.items()}
+            setattr(self, name, found)
+        self._check_tokens()
+        self.dropout = check_least("dropout", self.dropout, 0, where=_WHERE)
+        if self.dropout >= 1:
+            raise ConfigError(expected("dropout", "a share from 0 to below 1", self.dropout, where=_WHERE))
+
+    def _check_tokens(self) -> None:
+        given = _plain(self.trainable_token_indices)
+        if isinstance(given, Mapping):
+            given = {str(layer): _plain(indices) for layer, indices in given.items()}
+        for indices in given.values() if isinstance(given, dict) else [] if given is None else [given]:
+            if not isinstance(indices, list):
+                rule = "a list of whole numbers, or a dict of names of layers to such lists"
+                raise ConfigError(expected("trainable_token_indices", rule, repr(given), where=_WHERE))
+            for index in indices:
+                check_count("trainable_token_indices", index, least=0, where=_WHERE)
+        self.trainable_token_indices = given
+
     def _check_group_names(self) -> None:
         names = self.group_names
         if names is None:
@@ -197,10 +240,21 @@ class TuckAConfig(PeftConfig):
         self.group_names = list(names)
 
     def _check_layers(self) -> None:
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "router_module"):
+            value = getattr(self, name)
+            is_text = value is None or (isinstance(value, str) and name != "modules_to_save")
+            is_list = isinstance(value, (list, tuple, set)) and all(isinstance(entry, str) for entry in value)
+            if not is_text and (not is_list or name == "router_module"):
+                kinds = {"modules_to_save": "a list of names", "router_module": "a name"}
+                rule = kinds.get(name, "a list of names, or one pattern")
+                raise ConfigError(expected(name, rule, repr(value), where=_WHERE))
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
         self.layers_to_transform = _plain(self.layers_to_transform)
+        indices = self.layers_to_transform
+        for index in indices if isinstance(indices, list) else [] if indices is None else [indices]:
+            check_count("layers_to_transform", index, least=0, where=_WHERE)
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             rule = "None where target_modules is a pattern"
             raise ConfigError(expected("layers_to_transform", rule, self.layers_to_transform, where=_WHERE))
@@ -223,13 +277,23 @@ class TuckAConfig(PeftConfig):
         """The sizes and options in the library's own words, checked again: fields can be set at any time."""
         return TuckerSpec(**self._checked_spec())
 
+    def spec_for(self, layer: str) -> TuckerSpec:
+        """The sizes of one layer, by its name: those of the patterns that match it, where there are any."""
+        spec = self.spec
+        rank = self.rank_pattern.get(get_pattern_key(self.rank_pattern, layer), spec.rank)
+        alpha = self.alpha_pattern.get(get_pattern_key(self.alpha_pattern, layer), spec.alpha)
+        return spec if (rank, alpha) == (spec.rank, spec.alpha) else replace(spec, rank=rank, alpha=alpha)
+
     @property
     def has_router(self) -> bool:
         """Whether an adapter has a router."""
         return self.routing != "given" and (self.pinned_gates is None or self.keeps_router)
 
     def resolved(self, *, decoder_only: bool) -> TuckAConfig:
-        """Return a copy for one model, in which all that depends on the model is decided."""
+        """Return a copy for one model in which all that depends on it is decided; itself where nothing does."""
+        names_layers = self.target_modules not in (None, INCLUDE_LINEAR_LAYERS_SHORTHAND)
+        if names_layers and self.routing is not None and (self.k, self.t, self.p) != (1, 1, 1):
+            return self
         if self.modules_to_save is None and self.task_type in ("TOKEN_CLS", "QUESTION_ANS"):
             self.modules_to_save = []  # PEFT adds the head to this list afterwards, so the copy must share it
         config = copy.copy(self)
@@ -269,6 +333,11 @@ class TuckAConfig(PeftConfig):
         """
         setting = {"routing": "batch", "affinity": "dot", "router_init": "dai", "t": 2, "p": 2}
         return cls(**{"r": r, "k": k, **setting, **options})
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the configuration as PEFT does, with a model card where an adapter's tensors are saved already."""
+        super().save_pretrained(str(save_directory), **kwargs)
+        write_card(Path(save_directory), self.to_dict())
 
     @classmethod
     def from_pretrained(

@@ -20,6 +20,7 @@ from tucka.backends.torch.base_layers import (
     is_readable,
     layer_dtype,
     layer_weight,
+    output_width,
     step_gain,
     width_of,
 )
@@ -29,12 +30,16 @@ from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS
 from tucka.backends.torch.routing.scope import RoutingScope
-from tucka.errors import RouteError, expected
+from tucka.checks import check_finite
+from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.config import TuckAConfig
+from tucka.peft.files.sharded import whole_parameters
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
 from tucka.spec import TuckerSpec
 
-__all__ = ["TuckALayer", "TuckALinear"]
+__all__ = ["BASE", "TuckALayer", "TuckALinear"]
+
+BASE = "__base__"  # PEFT's name, among those of adapters, for none of them
 
 
 class TuckALayer(nn.Module, BaseTunerLayer):
@@ -94,6 +99,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         self.tucka_router = nn.ModuleDict()
         self.tucka_merged: dict[str, tuple[Tensor, Tensor]] = {}
         self.in_features = width_of(self.get_base_layer(), "TuckALayer")
+        self.out_features = output_width(self.get_base_layer())
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = []
@@ -110,7 +116,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter: str, config: TuckAConfig, spec: TuckerSpec, *, owns_router: bool) -> None:
         """Add an adapter, or make it anew; `spec` is the configuration's."""
         self.tucka_experts[adapter] = ExpertParts(
-            spec, self.in_features, init_weights=config.init_weights, gain=self._gain
+            spec, self.in_features, init_weights=config.init_weights, gain=self._gain, dropout=config.dropout
         )
         if owns_router:
             padded = config.route_tokens == "padded"
@@ -126,9 +132,10 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def _gain(self) -> float | None:
         """Measure the base layer's gain, a quantised one's too if PEFT can read its weight."""
-        weight = readable_weight(self)
         base = self.get_base_layer()
-        return step_gain(base, _dequantised(base, self.in_features) if weight is None else weight)
+        with whole_parameters(base, base, written=False):
+            weight = readable_weight(self)
+            return step_gain(base, _dequantised(base, self.in_features) if weight is None else weight)
 
     def base_dtype(self) -> torch.dtype | None:
         """Return the dtype that the base layer computes in, if that is floating point."""
@@ -172,6 +179,36 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         self.frozen_peft_weight_names.pop(adapter_name, None)
         self.tucka_scope.forget(adapter_name)
 
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply an adapter's α by a factor; 1 gives it back. What has other adapters stays as it is."""
+        if adapter in self.tucka_experts:
+            self._rescale(adapter, check_finite("scale", scale, where="set_scale"))
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the α of the active adapters by one more factor."""
+        factor = check_finite("scale", scale, where="scale_layer")
+        for name in self.active_adapters:
+            if name in self.tucka_experts and factor != 1:
+                self._rescale(name, self.experts(name).scale * factor)
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide the α of the active adapters by a factor; give them back if None."""
+        factor = None if scale is None else check_finite("scale", scale, where="unscale_layer")
+        if factor == 0:
+            raise ConfigError(expected("scale", "None or a factor other than 0", scale, where="unscale_layer"))
+        for name in self.active_adapters:
+            if name in self.tucka_experts:
+                self._rescale(name, 1.0 if factor is None else self.experts(name).scale / factor)
+
+    def _rescale(self, adapter: str, scale: float) -> None:
+        """Set the factor of an adapter's α, which a merged weight does not have."""
+        if self.experts(adapter).scale == scale:
+            return
+        if self.merged:
+            warnings.warn("The scale cannot be set when the layer is merged. Unmerging it first.", stacklevel=3)
+            self.unmerge()
+        self.experts(adapter).scale = scale
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Write pinned adapters, the active ones if None, into the base weight (Eq. 4); `safe_merge` refuses NaN."""
         names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.tucka_experts]
@@ -191,10 +228,12 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         while self.merged_adapters:
             del self.tucka_merged[self.merged_adapters.pop()]
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
         own = modules_by_name(self)
-        if self._disable_adapters:
+        if adapter_names is not None and not self._disable_adapters:
+            x = self._adapted_by_row(x, adapter_names)
+        elif self._disable_adapters:
             if self.merged_adapters:
                 self.unmerge()
         elif not self.merged_adapters:
@@ -224,6 +263,23 @@ class TuckALayer(nn.Module, BaseTunerLayer):
                 result = parts(result, rows, fit.gates)
             else:
                 result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates), rows)
+        return result if rows is x else from_rows(self.get_base_layer(), result, x)
+
+    def _adapted_by_row(self, x: Tensor, names: list[str]) -> Tensor:
+        """Add to each row of the layer's input (B, ..., d) the update of the adapter that is named for it."""
+        known = [name for name in dict.fromkeys(names) if name in self.tucka_experts]
+        if not known:
+            return x
+        if self.tucka_layout not in (Layout.SAMPLES_FIRST, Layout.OTHER_TOKENS):
+            rule, got = "layers whose rows are samples, where adapters are named for rows", "other rows"
+            cure = "Take the layer out with exclude_modules, or call each adapter by itself"
+            raise RouteError(expected("adapter_names", rule, got, where=self._path(), cure=cure))
+        rows = result = self._checked_rows(x, known)
+        for name in known:
+            fit = self.tucka_scope.fit(name, self, rows)
+            mine = torch.tensor([each == name for each in names], device=x.device)
+            mine = mine.reshape(len(names), *(1,) * max(2, fit.gates.ndim - 1))
+            result = self.experts(name)(result, rows, fit.gates * mine.to(fit.gates.dtype))
         return result if rows is x else from_rows(self.get_base_layer(), result, x)
 
     def _checked_rows(self, x: Tensor, names: list[str]) -> Tensor:

@@ -79,7 +79,7 @@ def thin_update(layer: TuckALayer, name: str, gates: Tensor) -> tuple[Tensor, Te
         reduced = rows.to(dtype) @ basis.to(dtype)
         for left, right in layer.tucka_merged.values():  # what other adapters added is not part of the original
             reduced = reduced - left.to(reduced) @ (right.to(reduced) @ basis.to(dtype))
-    return parts.spec.alpha * reduced, (basis.to(dtype) @ mixed.to(dtype)).t().contiguous()
+    return parts.alpha * reduced, (basis.to(dtype) @ mixed.to(dtype)).t().contiguous()
 
 
 def _mergeable_weight(layer: TuckALayer, names: list[str]) -> Tensor:

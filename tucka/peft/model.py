@@ -18,6 +18,7 @@ from tucka.backends.torch.routing.parts import Anatomy, is_decoder_only
 from tucka.backends.torch.routing.scope import RouteOptions, RoutingScope
 from tucka.errors import CheckpointError, ConfigError, expected
 from tucka.peft.adapters import unmerge_first
+from tucka.peft.combining import check_combination, config_of_sum, sum_of_updates, write_sum
 from tucka.peft.config import TuckAConfig
 from tucka.peft.files.keys import PREFIX, check_names_survive, plain_name
 from tucka.peft.files.loading import FileLoad, misfits, narrows_adapters, running_file_load
@@ -26,6 +27,7 @@ from tucka.peft.files.rollback import unchanged_on_error
 from tucka.peft.layer import TuckALayer, TuckALinear
 from tucka.peft.merging import check_merge, check_own_weights
 from tucka.peft.registration import include_all_linear_layers
+from tucka.peft.rows import adapters_of_rows
 from tucka.peft.targets import (
     Place,
     base_of,
@@ -35,7 +37,6 @@ from tucka.peft.targets import (
     owners_of,
     place_of,
 )
-from tucka.spec import TuckerSpec
 
 __all__ = ["TuckAModel"]
 
@@ -80,7 +81,6 @@ class TuckAModel(BaseTuner):
     # Adding adapters
 
     # What is kept while an adapter is added, since PEFT hands over the layers one by one.
-    _spec: TuckerSpec
     _places: dict[str, Place]
     _owners: set[str]
     _keys: list[str] | None = None  # of a state dict, by which PEFT chooses the layers
@@ -91,6 +91,7 @@ class TuckAModel(BaseTuner):
         given: TuckAConfig = self.peft_config[adapter_name]
         decoder_only = is_decoder_only(self.model)
         config = self.peft_config[adapter_name] = given.resolved(decoder_only=decoder_only)
+        twins = [name for name, other in self.peft_config.items() if other is given and name != adapter_name]
         known = [layer for layer in self._layers() if adapter_name in layer.tucka_experts]
         try:
             check_adapter_name(adapter_name)
@@ -100,7 +101,6 @@ class TuckAModel(BaseTuner):
             self._keys = None if chosen_by is None else list(chosen_by)
             with unchanged_on_error(self):
                 with nullcontext() if load is None else misfits(load.where, passing=CheckpointError):
-                    self._spec = config.spec
                     for layer in known:
                         layer.drop(adapter_name)
                     super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -114,7 +114,18 @@ class TuckAModel(BaseTuner):
             raise
         finally:
             self._file_load = self._keys = None
+        if twins:
+            self._take_measured(twins[0], adapter_name)
         _warn_of_a_router_that_cannot_learn(config)
+
+    def _take_measured(self, known: str, new: str) -> None:
+        """Let the routers of a new adapter, made by the configuration that another has, have the other's centre."""
+        # TRL makes such adapters for its reference models, and then copies parameters alone. A start from data replaces
+        # what is copied here, so it does no harm to an adapter that is not meant as a copy.
+        routers = self._scope().routers(known)
+        for part, router in self._scope().routers(new).items():
+            if part in routers and not router.center.is_meta:
+                router.take_measured(routers[part])
 
     def _prepare_model(self, peft_config: TuckAConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced, so that an error leaves the model as it was."""
@@ -133,7 +144,8 @@ class TuckAModel(BaseTuner):
         self._owners = owners_of(peft_config, self._places) if self._keys is None else _owners_in(self._keys)
         if self._file_load is not None:
             widths = {name: width_of(base_of(module), name) for name, module in targets.items()}
-            self._file_load.check_sizes(sizes_of(self._spec, widths, self._owners))
+            specs = {name: peft_config.spec_for(name) for name in targets}
+            self._file_load.check_sizes(sizes_of(specs, widths, self._owners))
         check_targets(peft_config, targets, self._places, model)
 
     def _refuse_adapted_models(self, config: TuckAConfig, model: nn.Module) -> None:
@@ -171,7 +183,8 @@ class TuckAModel(BaseTuner):
             synchronized=peft_config.sync_routing,
             samples_first=peft_config.samples_first,
         )
-        layer.update_layer(adapter_name, peft_config, self._spec, owns_router=owns_router)
+        spec = peft_config.spec_for(current_key)
+        layer.update_layer(adapter_name, peft_config, spec, owns_router=owns_router)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
@@ -214,16 +227,14 @@ class TuckAModel(BaseTuner):
             for layer in self._layers():
                 layer.take_base_dtype(adapter_name)
         for router in routers if autocast_adapter_dtype else ():
-            # PEFT widens parameters only, and the centre is a buffer.
-            router.center = router.center.to(router.centroids.dtype)
+            router.to(router.centroids.dtype)  # PEFT widens parameters only
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args: Any, **kwargs: Any) -> Iterator[None]:
-        """Refuse what only other methods can do; PEFT enters this around each call, with its special arguments."""
-        if kwargs.get("adapter_names") is not None:
-            rule, cure = "None, since one call has one set of active adapters", "Call set_adapter before each call"
-            raise ConfigError(expected("adapter_names", rule, kwargs["adapter_names"], where="TuckAModel", cure=cure))
-        yield
+        """Let each row have the adapter that is named for it; PEFT enters this around each call, with its arguments."""
+        names = kwargs.pop("adapter_names", None)
+        with nullcontext() if names is None else adapters_of_rows(self, self._scope(), names, kwargs):
+            yield
 
     @classmethod
     def _get_adapter_state_dict(
@@ -243,7 +254,29 @@ class TuckAModel(BaseTuner):
         tensors = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         return checked_tensors(model, config, adapter_name, tensors, narrowed=narrows_adapters())
 
-    # Merging and unloading
+    # Combining, merging and unloading
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        **_options: Any,
+    ) -> None:
+        """Add an adapter whose update is the weighted sum of those of pinned ones, exactly; as PEFT's LoRA has it."""
+        chosen = check_combination(self.peft_config, self._scope(), adapters, weights, adapter_name, combination_type)
+        unmerge_first(self.model)
+        sums = {
+            path: sum_of_updates(layer, chosen)
+            for path, layer in self.model.named_modules()
+            if isinstance(layer, TuckALayer) and not chosen.keys().isdisjoint(layer.tucka_experts)
+        }
+        ranks = {path: basis.shape[1] for path, (_, basis) in sums.items()}
+        self.peft_config[adapter_name] = config_of_sum(self.peft_config[adapters[0]], ranks)
+        self.inject_adapter(self.model, adapter_name)
+        for path, (core, basis) in sums.items():
+            write_sum(self.model.get_submodule(path), adapter_name, core, basis)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, _child: nn.Module) -> None:
         """Put one module in the place of another; PEFT's own method reads weights, which the base may not have."""

@@ -89,9 +89,10 @@ def check_targets(
     for name, module in targets.items():
         layer = base_of(module)
         width = width_of(layer, name)
-        if config.r > width:
+        rank = config.spec_for(name).rank
+        if rank > width:
             cure = "Choose a smaller r or exclude the layer"
-            raise ConfigError(expected("r", f"at most the width {width}", config.r, where=name, cure=cure))
+            raise ConfigError(expected("r", f"at most the width {width}", rank, where=name, cure=cure))
         if is_convolution(layer) and config.routing == "token":
             rule = "'batch' or 'sample' where a convolution is adapted"
             raise ConfigError(expected("routing", rule, "'token'", where=name))

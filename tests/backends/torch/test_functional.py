@@ -71,7 +71,7 @@ LEADS = [(), (2,), (2, 3)]
 
 
 def leaf(*shape):
-    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
 def check_derivatives(function, *inputs):
@@ -111,6 +111,14 @@ def test_many_groups_keep_a_core_for_each_token_and_not_the_spread():
 def test_derivatives_of_adaptation_and_mixing(lead):
     check_derivatives(lambda *given: tucker_adapt(*given, alpha=0.7), leaf(2, 3, 4), leaf(4, 2), leaf(*lead, 2, 2))
     check_derivatives(mix_cores, leaf(2, 3, 2, 2), leaf(2, 3), leaf(*lead, 2, 2))
+
+
+@pytest.mark.parametrize("lead", LEADS)
+def test_derivatives_of_a_scale_that_is_a_tensor(lead):
+    given = leaf(2, 3, 4), leaf(4, 2), leaf(*lead, 2, 2)
+    check_derivatives(lambda alpha, *given: tucker_adapt(*given, alpha=alpha), leaf(), *given)
+    parts = leaf(4, 2), leaf(2, 3, 2, 2), leaf(2, 3), leaf(*lead, 2, 2)
+    check_derivatives(lambda alpha, x: tucker_adapt_gated(x, *parts, alpha=alpha), leaf(), leaf(2, 3, 4))
 
 
 @pytest.mark.parametrize("frozen", range(4))

@@ -180,10 +180,20 @@ def test_copies_of_data_parallel_are_marked():
 
 
 def test_marks_of_deepspeed():
-    parameter = nn.Parameter(torch.ones(1))
-    assert not private.is_of_deepspeed(parameter)
-    parameter._hp_mapping = None
-    assert private.is_of_deepspeed(parameter)
+    """As it sets them; the slow test with the library itself fails when it sets others."""
+    parameter = nn.Parameter(torch.ones(2, 3))
+    assert not private.is_in_pieces(parameter)
+    assert not private.has_master_copy(parameter)
+    assert private.whole_shape(parameter) == (2, 3)
+    parameter._hp_mapping = None  # of a rank that trains another part
+    assert private.has_master_copy(parameter)
+    piece = nn.Parameter(torch.ones(0))
+    piece.ds_id, piece.ds_shape = 0, torch.Size((2, 3))
+    assert private.is_in_pieces(piece)
+    assert not private.has_master_copy(piece)  # as long as no engine has it
+    assert private.whole_shape(piece) == (2, 3)
+    piece._z3_optimizer = object()
+    assert private.has_master_copy(piece)
 
 
 def test_the_running_wrapper_tells_its_group(tmp_path):

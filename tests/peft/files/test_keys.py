@@ -21,6 +21,7 @@ CLASHES = {
     "of a layer's path": ("attention", "default", {}),
     "the layer itself": ("query", "default", {}),
     "a number in the path": ("0", "default", {}),
+    "of what PEFT puts before all paths": ("model", "default", {}),
     "of a head that is saved whole": ("weight", "default", HEAD),
     "of its own head alone": ("weight", None, HEAD),
     "of its own biases alone": ("key", None, {"bias": "all"}),

@@ -24,6 +24,7 @@ from support.adapter_files import (
     write,
 )
 from support.tiny_models import bert_config, inputs_for
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import CheckpointError, ConfigError, RouteError
 from tucka.peft import TuckAConfig, last_route, load_adapter, pin_route, unpin_route
 
@@ -121,6 +122,16 @@ def test_renamed_tensors_are_compared_under_their_new_names(saved, tmp_path):
     write(tmp_path, config=(folder / CONFIG).read_bytes())
     loaded = PeftModel.from_pretrained(base(), tmp_path, key_mapping={r"^old\.": ""})
     torch.testing.assert_close(loaded(X), trained()(X))
+
+
+@pytest.mark.parametrize("loader", [load_adapter, PeftModel.from_pretrained], ids=["tucka", "peft"])
+def test_a_router_that_earlier_versions_marked_with_a_boolean_is_read(saved, tmp_path, loader):
+    folder, tensors, _ = saved
+    flags = {key: torch.tensor(True) for key in tensors if key.endswith("is_initialized")}
+    save_file({**tensors, **flags}, tmp_path / WEIGHTS)
+    write(tmp_path, config=(folder / CONFIG).read_bytes())
+    assert len(flags) == 1
+    assert not scope_of(loader(base(), tmp_path)).router("default").waits
 
 
 @pytest.mark.parametrize("loader", [load_adapter, PeftModel.from_pretrained], ids=["tucka", "peft"])

@@ -45,7 +45,8 @@ def test_files_that_do_not_fit(saved, damaged, way, fault):
     assert_refused(way, damaged, FAULTS[fault][1])
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# Biases that another configuration of the adapter has trained are read from a state dict, as PEFT does.
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault != "biases of the base"])
 def test_a_state_dict_that_does_not_fit(saved, fault):
     witness = Witness(trained())
     # For a head that is not there PEFT raises itself, before it asks the method.

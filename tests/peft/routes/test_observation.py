@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from support.adapting import adapt
 from support.tiny_models import WIDTH, make, output_of, text
@@ -16,7 +18,7 @@ from tucka.peft import (
     initialize_router,
     pin_route,
 )
-from tucka.peft.routes.observation import RowSample
+from tucka.peft.routes.observation import RowSample, is_one_shot
 
 BATCHES = [text(batch=16, seed=seed) for seed in range(6)]
 
@@ -41,6 +43,44 @@ def test_modes_and_random_numbers_stay_as_they_were():
         numbers.append((random_numbers(), torch.rand(2, generator=own).tolist()))
     assert numbers[0] == numbers[1]
     assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("size", [2, 99])
+def test_a_prepared_loader_gives_the_same_batches_afterwards(size):
+    """Accelerate's loader counts its epochs, by which its sampler is seeded."""
+    rows = [{name: value[row] for name, value in text(batch=12).items()} for row in range(12)]
+    orders = []
+    for look in (False, True):
+        torch.manual_seed(0)
+        accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+        loader = accelerator.prepare(DataLoader(rows, batch_size=4, shuffle=True))
+        model = adapt("bert")
+        torch.manual_seed(1)
+        if look:
+            initialize_router(model, loader, max_batches=size, progress=False)
+            assert accelerator.gradient_state.active_dataloader is None
+        orders.append([batch["input_ids"].tolist() for _ in range(2) for batch in loader])
+    assert orders[0] == orders[1]
+    assert len(orders[0]) == 6
+
+
+class Stream(IterableDataset):
+    """Data that is read once."""
+
+    def __init__(self, rows):
+        self.rows = iter(rows)
+
+    def __iter__(self):
+        return self.rows
+
+
+def test_a_stream_that_loses_what_is_looked_at_is_told_of():
+    loader = DataLoader(Stream(range(6)), batch_size=2)
+    assert is_one_shot(loader)
+    assert not any(map(is_one_shot, (DataLoader([1, 2]), [1], iter([1]), (n for n in [1]))))
+    rows = [{name: value[row] for name, value in text(batch=12).items()} for row in range(12)]
+    with pytest.warns(UserWarning, match="batches: expected data that can be gone through again"):
+        initialize_router(adapt("bert"), DataLoader(Stream(rows), batch_size=4), max_batches=2, progress=False)
 
 
 def test_modes_and_counts_come_back_after_an_error_too():

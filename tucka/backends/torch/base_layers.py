@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.checks import Where, check_activations, check_device, check_tensors, named
-from tucka.backends.torch.private import has_input_hooks
+from tucka.backends.torch.private import has_input_hooks, whole_shape
 from tucka.backends.torch.thin import has_autocast, wide_dtype
 from tucka.checks import check_count
 from tucka.errors import ArrayError, ConfigError, ShapeError, expected
@@ -27,6 +27,7 @@ __all__ = [
     "layer_dtype",
     "layer_weight",
     "open_weight",
+    "output_width",
     "step_gain",
     "weight_rows",
     "width_of",
@@ -68,6 +69,8 @@ def checked_rows(layer: nn.Module, x: Tensor, bases: Sequence[Tensor], where: Wh
     cure = "Give the layer inputs of the width that it was adapted for"
     check_activations(rows, bases[0].shape[0], where, source="the adapter's width", cure=cure)
     for basis in bases:
+        if basis.is_meta and not x.is_meta:  # offloaded: brought here when its module is called
+            continue
         check_device("x", x, basis.device, where, owner="its adapter")
     _check_dtype(layer, x, where)
     return rows
@@ -111,13 +114,22 @@ def width_of(layer: nn.Module, where: str, in_features: int | None = None) -> in
         return int(layer.in_channels)
     width = getattr(layer, "in_features", None) if in_features is None else in_features
     if width is None and is_experts(layer):
-        width = layer_weight(layer).shape[input_axis(layer)]
+        width = whole_shape(layer_weight(layer))[input_axis(layer)]
     if width is None and type(layer).__name__ == "Conv1D":  # Hugging Face's: weight (in, out)
-        width = layer.weight.shape[0]  # type: ignore[index]
+        width = whole_shape(layer.weight)[0]  # type: ignore[arg-type]
     if in_features is None and not isinstance(width, int):
         rule = "a layer with in_features, a Conv1D or a convolution"
         raise ConfigError(expected("base_layer", rule, type(layer).__name__, where=where, cure="Pass in_features"))
     return check_count("in_features", width, where=where)
+
+
+def output_width(layer: nn.Module) -> int | None:
+    """Return the size of the axis that a layer writes, if it tells; None if not."""
+    for name in ("out_features", "out_channels", "nf"):  # of a linear layer, a convolution, Hugging Face's Conv1D
+        width = getattr(layer, name, None)
+        if isinstance(width, int):
+            return width
+    return None
 
 
 # Which weight
@@ -127,7 +139,7 @@ def input_axis(layer: nn.Module) -> int:
     """Return the axis of a layer's weight that belongs to its input."""
     if is_experts(layer):
         down: Any = layer.down_proj
-        up, down = layer_weight(layer).shape, down.shape
+        up, down = whole_shape(layer_weight(layer)), whole_shape(down)
         known = getattr(layer, "is_transposed", None)
         # Their output is as wide as their input: (E, f, d) beside (E, d, f), or (E, d, f) beside (E, f, d).
         transposed = up[1] == down[2] and up[2] != down[1] if known is None else known
@@ -149,7 +161,7 @@ def layer_weight(layer: nn.Module) -> Any:
     down = getattr(layer, "down_proj", None)
     for name in ("gate_up_proj", "up_proj"):
         found = getattr(layer, name, None)
-        if isinstance(found, nn.Parameter) and found.ndim == 3 and isinstance(down, nn.Parameter) and down.ndim == 3:
+        if all(isinstance(each, nn.Parameter) and len(whole_shape(each)) == 3 for each in (found, down)):
             return found
     return None
 

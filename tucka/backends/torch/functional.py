@@ -14,6 +14,7 @@ __all__ = [
     "by_sample",
     "mix_cores",
     "mixed",
+    "scaled",
     "spread_times",
     "times_mixed",
     "times_own",
@@ -25,7 +26,7 @@ __all__ = [
 # have second derivatives and forward-mode ones, and work under `torch.func`.
 
 
-def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float = 1.0) -> Tensor:
+def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float | Tensor = 1.0) -> Tensor:
     r"""Adapt activations, :math:`x' = x + \alpha\, ((x U) \bar G)\, U^\top`.
 
     Parameters
@@ -36,8 +37,8 @@ def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float =
         U. Cast to the dtype of `x`.
     mixed_core : Tensor, shape (r, r), (B, r, r), (B, S, r, r), ...
         Ḡ from `mix_cores`. Its leading axes align with those of `x` from the left. Cast to the dtype of `x`.
-    alpha : float
-        The scale of the update.
+    alpha : float, or Tensor of shape ()
+        The scale of the update; a tensor may have a gradient, and its value is not looked at.
 
     Returns
     -------
@@ -69,7 +70,7 @@ def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float =
 
 
 def tucker_adapt_gated(
-    x: Tensor, basis: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float = 1.0
+    x: Tensor, basis: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor = 1.0
 ) -> Tensor:
     r"""Adapt activations by any gates, from one set for all rows to one for each.
 
@@ -88,8 +89,8 @@ def tucker_adapt_gated(
         The factor of the expert mode.
     gates : Tensor, shape (k, t), (B, k, t), (B, S, k, t), ...
         Their leading axes align with those of `x` from the left.
-    alpha : float
-        The scale of the update.
+    alpha : float, or Tensor of shape ()
+        The scale of the update; a tensor may have a gradient, and its value is not looked at.
 
     Returns
     -------
@@ -168,7 +169,7 @@ def add_gated_update(
     expert_factor: Tensor,  # (t, p)
     gates: Tensor,  # (..., k, t), aligned with x from the left
     *,
-    alpha: float,
+    alpha: float | Tensor,
 ) -> Tensor:
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
     lead = gates.ndim - 2
@@ -178,11 +179,11 @@ def add_gated_update(
     return _finish(base, x, rows, times_own(inner, cores, expert_factor, gates, alpha=alpha), basis)
 
 
-def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float) -> Tensor:
+def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
     """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
     groups, slices, rank, _ = cores.shape
     weights = _expert_weights(expert_factor, gates)
-    weights = (weights if alpha == 1 else alpha * weights).to(inner.dtype)
+    weights = scaled(weights, alpha).to(inner.dtype)
     stacked = cores.to(inner.dtype).reshape(-1, rank, rank)
     times = times_mixed if mixes_each_row(rank, groups, slices) else spread_times
     return times(inner, weights, stacked)
@@ -209,11 +210,16 @@ def by_sample(inner: Tensor, core: Tensor) -> Tensor:
     return torch.bmm(inner.reshape(sets.shape[0], -1 if inner.numel() else 0, rank), sets).reshape(-1, rank)
 
 
-def _add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float) -> Tensor:
+def scaled(numbers: Tensor, alpha: float | Tensor) -> Tensor:
+    """Multiply by α; a tensor's value is not looked at."""
+    return numbers if not isinstance(alpha, Tensor) and alpha == 1 else alpha * numbers
+
+
+def _add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float | Tensor) -> Tensor:
     """Add the update of `x` (..., d) by a mixed core (..., r, r) to `base` (..., d)."""
     inner, rows = project(x, basis)
     # Scaled here, where there are r² numbers and not N·r or N·d.
-    core = (mixed_core if alpha == 1 else alpha * mixed_core).to(inner.dtype)
+    core = scaled(mixed_core, alpha).to(inner.dtype)
     inner = inner @ core if core.ndim == 2 else by_sample(inner, core)
     return _finish(base, x, rows, inner, basis)
 

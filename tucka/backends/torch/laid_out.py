@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.functional import by_sample, mixed, times_own
+from tucka.backends.torch.functional import by_sample, mixed, scaled, times_own
 from tucka.backends.torch.private import states_of, version_of
 from tucka.backends.torch.thin import turned
 
@@ -20,7 +20,7 @@ class LaidOut:
     def __init__(self, factors: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, alpha: float) -> None:
         self.dtype = dtype
         self._cores, self._expert_factor, basis = factors  # (k, p, r, r), (t, p), (d, r)
-        self._alpha = alpha
+        self.alpha = alpha
         self._turned = turned(basis, dtype)
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
 
@@ -31,7 +31,7 @@ class LaidOut:
         inner = rows @ self._turned.t()
         lead = gates.ndim - 2
         if lead == x.ndim - 1 and lead:
-            inner = times_own(inner, self._cores, self._expert_factor, gates, alpha=self._alpha)
+            inner = times_own(inner, self._cores, self._expert_factor, gates, alpha=self.alpha)
         else:
             core = self._mixed(gates)
             inner = inner @ core if lead == 0 else by_sample(inner, core)
@@ -45,7 +45,7 @@ class LaidOut:
         if last is not None and last[0] is gates and last[1] == version:
             return last[2]
         core = mixed(self._cores, self._expert_factor, gates)
-        core = (core if self._alpha == 1 else self._alpha * core).to(self.dtype)
+        core = scaled(core, self.alpha).to(self.dtype)
         self._last = (gates, version, core)
         return core
 
@@ -61,11 +61,12 @@ class Kept:
         self._shared = [parameter.detach() for parameter in parameters]
         self._state = states_of(parameters)
 
-    def is_of(self, named: Mapping[str, Tensor | None], dtype: torch.dtype) -> bool:
+    def is_of(self, named: Mapping[str, Tensor | None], dtype: torch.dtype, alpha: float) -> bool:
         """Tell whether a layer's parameters are still these, as far as torch counts what is written to them."""
         known = self._parameters
         return (
             dtype is self.laid.dtype
+            and alpha == self.laid.alpha
             and named.get("cores") is known[0]
             and named.get("expert_factor") is known[1]
             and named.get("basis") is known[2]

@@ -13,7 +13,13 @@ from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolu
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
 from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.laid_out import Kept, LaidOut
-from tucka.backends.torch.private import is_of_deepspeed, is_offloaded, is_transformed, parameters_by_name
+from tucka.backends.torch.private import (
+    has_master_copy,
+    is_in_pieces,
+    is_offloaded,
+    is_transformed,
+    parameters_by_name,
+)
 from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import RouteError, expected
 from tucka.spec import TuckerSpec
@@ -33,10 +39,18 @@ class ExpertParts(nn.Module):
     """The trainable parts of one adapted layer: cores G (k, p, r, r), expert factor C (t, p) and basis U (d, r)."""
 
     def __init__(
-        self, spec: TuckerSpec, in_features: int, *, init_weights: bool = True, gain: Gain | None = None
+        self,
+        spec: TuckerSpec,
+        in_features: int,
+        *,
+        init_weights: bool = True,
+        gain: Gain | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.dropout = dropout  # of what the update is computed from
+        self.scale = 1.0  # by which callers weaken or strengthen the update
         rank, slices = spec.rank, spec.expert_rank
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
@@ -92,31 +106,43 @@ class ExpertParts(nn.Module):
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
+    @property
+    def _drops(self) -> bool:
+        return self.dropout > 0 and self.training
+
+    @property
+    def alpha(self) -> float:
+        """The scale α of the update, as callers have changed it."""
+        return self.spec.alpha * self.scale
+
     def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
+        if self._drops:
+            x = nn.functional.dropout(x, self.dropout)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return LaidOut(self.factors(), compute_dtype(x), self.spec.alpha).add_update(base, x, gates)
+            return LaidOut(self.factors(), compute_dtype(x), self.alpha).add_update(base, x, gates)
         cores, expert_factor, basis = self.factors()
-        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
+        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha)
 
     def kept(self, x: Tensor, store: dict[int, Kept]) -> LaidOut | None:
         """Return what the calls of a generation have in common; None where that may not, or need not, be kept."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._drops:
             return None
-        dtype, known = compute_dtype(x), store.get(id(self))
-        if known is not None and known.is_of(parameters_by_name(self), dtype):
+        dtype, alpha, known = compute_dtype(x), self.alpha, store.get(id(self))
+        if known is not None and known.is_of(parameters_by_name(self), dtype, alpha):
             return known.laid
         parameters = [self.cores, self.expert_factor, self.basis]
         if any(not _is_at_rest(each) for each in parameters) or is_offloaded(self):
             return None
-        store[id(self)] = Kept(LaidOut(self.factors(), dtype, self.spec.alpha), parameters)
+        store[id(self)] = Kept(LaidOut(self.factors(), dtype, alpha), parameters)
         return store[id(self)].laid
 
 
 def _is_at_rest(parameter: nn.Parameter) -> bool:
     """Tell whether a parameter is neither cut, moved nor copied by an engine, nor one of a transformation."""
     is_plain = type(parameter) is nn.Parameter and not parameter.is_meta
-    return is_plain and not is_of_deepspeed(parameter) and not is_transformed(parameter)
+    is_own = not is_in_pieces(parameter) and not has_master_copy(parameter)
+    return is_plain and is_own and not is_transformed(parameter)
 
 
 def _holding_ones(like: Tensor) -> Tensor:

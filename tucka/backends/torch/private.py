@@ -19,8 +19,10 @@ __all__ = [
     "checkpoint_frame",
     "data_parallel_group",
     "has_input_hooks",
+    "has_master_copy",
     "is_any_autocast_on",
-    "is_of_deepspeed",
+    "is_exporting",
+    "is_in_pieces",
     "is_offloaded",
     "is_replica",
     "is_transformed",
@@ -32,6 +34,7 @@ __all__ = [
     "reentrant_checkpoint",
     "states_of",
     "version_of",
+    "whole_shape",
 ]
 
 
@@ -143,6 +146,12 @@ def data_parallel_group() -> Any:
     return None if running is None else running.process_group
 
 
+def is_exporting() -> bool:
+    """Tell whether torch.export records this call: what a program writes to has to be given to it."""
+    told: Any = getattr(torch.compiler, "is_exporting", None)  # from torch 2.7 on
+    return bool(told is not None and told())
+
+
 def version_of(tensor: Tensor) -> int:
     """Count how often a tensor has been written to; torch does not count for tensors made in inference mode."""
     return 0 if tensor.is_inference() else tensor._version
@@ -183,6 +192,20 @@ def is_offloaded(module: nn.Module) -> bool:
     return hasattr(module, "_hf_hook")
 
 
-def is_of_deepspeed(parameter: nn.Parameter) -> bool:
-    """Tell whether DeepSpeed has cut a parameter into pieces, or keeps another copy of it."""
-    return hasattr(parameter, "ds_id") or hasattr(parameter, "_hp_mapping")
+# Marks of DeepSpeed: of parameters that ZeRO-3 has cut, and of those whose optimiser trains a copy, from ZeRO-1 on.
+
+
+def is_in_pieces(parameter: Tensor) -> bool:
+    """Tell whether each process has one piece of a parameter only, and none of its shape."""
+    return hasattr(parameter, "ds_id")
+
+
+def whole_shape(parameter: Tensor) -> torch.Size:
+    """Return a parameter's shape, also where each process has one piece of it."""
+    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
+    return shape
+
+
+def has_master_copy(parameter: Tensor) -> bool:
+    """Tell whether an optimiser trains a copy of a parameter, and overwrites the parameter in each step."""
+    return hasattr(parameter, "_hp_mapping") or hasattr(parameter, "_z3_optimizer")

@@ -37,7 +37,6 @@ class Cost:
 
     parameters: int = 0  # trainable numbers
     buffers: int = 0  # further numbers that the adapter's file holds
-    flags: int = 0  # further bytes that it holds, whatever the size of a number
     forward: Amount = field(default_factory=Amount)  # multiply-adds beyond the frozen layer's
     backward: Amount = field(default_factory=Amount)  # multiply-adds beyond the frozen layer's gradient of its input
     kept: Amount = field(
@@ -48,7 +47,6 @@ class Cost:
         return Cost(
             self.parameters + other.parameters,
             self.buffers + other.buffers,
-            self.flags + other.flags,
             self.forward + other.forward,
             self.backward + other.backward,
             self.kept + other.kept,

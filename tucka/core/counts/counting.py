@@ -153,7 +153,7 @@ def count_file_bytes(method: str, layers: Iterable[tuple[int, int]], *, itemsize
     """
     where = "count_file_bytes"
     cost = total_cost(method, layers, sizes, where=where)
-    return check_count("itemsize", itemsize, where=where) * (cost.parameters + cost.buffers) + cost.flags
+    return check_count("itemsize", itemsize, where=where) * (cost.parameters + cost.buffers)
 
 
 def count_activation_bytes(

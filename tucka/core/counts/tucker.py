@@ -49,4 +49,4 @@ def router_cost(layers: Sequence[Layer], sizes: Sizes) -> Cost:
     kept = _for_each_decision(width + experts, sizes)  # the feature and the gates, which all layers share
     # Backward: the gradients of the centroids and of the feature, which is not detached. The file also holds the
     # features' centre and a flag.
-    return Cost(experts * width, width, 1, forward=logits, backward=2 * logits, kept=kept)
+    return Cost(experts * width, width + 1, forward=logits, backward=2 * logits, kept=kept)

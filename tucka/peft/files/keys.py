@@ -55,10 +55,8 @@ def places_of(model: nn.Module, adapter: str) -> Iterator[Place]:
                 yield Place(f"{name}.{kept}", f"{name}.{saved}", state[f"{name}.{kept}"])
 
 
-def bias_places(model: nn.Module, config: TuckAConfig) -> Iterator[Place]:
-    """Go through the biases that PEFT saves with an adapter."""
-    if config.bias == "none":
-        return
+def bias_places(model: nn.Module) -> Iterator[Place]:
+    """Go through the biases that PEFT saves with an adapter where they are trained."""
     for key, value in model.state_dict().items():
         if key.endswith("bias"):
             yield Place(base_name(key), base_name(key), value)
@@ -72,15 +70,16 @@ def check_names_survive(
     for name, config in configs.items():
         foreign = set(configs) - {name} if name == adapter else {adapter}
         # With bias="all" PEFT saves the bias of a head twice; only what `places_of` lists is read again.
-        places = {place.in_model: place for place in (*bias_places(model, config), *places_of(model, name))}
+        biases = () if config.bias == "none" else bias_places(model)
+        places = {place.in_model: place for place in (*biases, *places_of(model, name))}
         for place in places.values():
-            lost = foreign.intersection(place.in_model.split("."))
+            lost = foreign.intersection((PREFIX + place.in_model).split("."))
             # The key of a module that is saved whole has no adapter's name any more when it is stripped.
             before = place.in_file if place.layer is None else place.in_model
-            if strip(before, name) != place.in_file:
+            if strip(PREFIX + before, name) != PREFIX + place.in_file:
                 lost.add(name)
             if lost:
-                raise _lost(adapter, lost.pop(), place.in_model)
+                raise _lost(adapter, lost.pop(), PREFIX + place.in_model)
 
 
 def _lost(adapter: str, name: str, key: str) -> ConfigError:

@@ -17,10 +17,13 @@ from tucka.spec import TuckerSpec
 __all__ = ["check_file", "check_sizes", "checked_tensors", "sizes_of"]
 
 
-def sizes_of(spec: TuckerSpec, widths: Mapping[str, int], owners: Collection[str]) -> dict[str, tuple[int, ...]]:
-    """List key and shape of what an adapter has on layers of these widths; `owners` have its routers."""
+def sizes_of(
+    specs: Mapping[str, TuckerSpec], widths: Mapping[str, int], owners: Collection[str]
+) -> dict[str, tuple[int, ...]]:
+    """List key and shape of what an adapter has on layers of these specs and widths; `owners` have its routers."""
     sizes: dict[str, tuple[int, ...]] = {}
     for name, width in widths.items():
+        spec = specs[name]
         sizes[f"{name}.tucka_experts.cores"] = (spec.groups, spec.expert_rank, spec.rank, spec.rank)
         sizes[f"{name}.tucka_experts.expert_factor"] = (spec.experts_per_group, spec.expert_rank)
         sizes[f"{name}.tucka_experts.basis"] = (width, spec.rank)
@@ -53,7 +56,7 @@ def check_file(
 ) -> None:
     """Compare the tensors of a file with a new adapter; PEFT may then widen it, or wrap the head, before it writes."""
     wanted = {place.in_file: place for place in places_of(model, adapter)}
-    optional = _optional(model, config, adapter)
+    optional: Iterable[Place] = _optional(model, adapter, biased=config.bias != "none")
     if late_heads:
         optional = chain(optional, (Place(key, key, value) for key, value in model.state_dict().items()))
 
@@ -78,7 +81,8 @@ def checked_tensors(
         base = place.layer.base_dtype() if narrowed and place.layer is not None else None
         return (place.tensor.dtype,) if base is None else (place.tensor.dtype, base)
 
-    _compare(tensors, wanted, _optional(model, config, adapter), dtypes, where)
+    # Biases that another configuration of the same adapter has trained are loaded too, as PEFT does.
+    _compare(tensors, wanted, _optional(model, adapter, biased=True), dtypes, where)
     return tensors
 
 
@@ -88,9 +92,9 @@ def _without_router(config: TuckAConfig, tensors: Mapping[str, Tensor]) -> dict[
     return {key: value for key, value in tensors.items() if has_router or ".tucka_router." not in key}
 
 
-def _optional(model: nn.Module, config: TuckAConfig, adapter: str) -> Iterator[Place]:
+def _optional(model: nn.Module, adapter: str, *, biased: bool) -> Iterator[Place]:
     """Go through what a file may have besides: trained biases, and embeddings whose vocabulary was resized."""
-    for place in bias_places(model, config):
+    for place in bias_places(model) if biased else ():
         yield place
         # With bias="all" PEFT writes a head's bias once more, under a key that it never reads.
         key = place.in_model.replace(f".modules_to_save.{adapter}.", ".modules_to_save.")
@@ -125,7 +129,8 @@ def _compare(
         if tensor.shape != value.shape:
             rule = f"shape {tuple(value.shape)}"
             raise CheckpointError(expected(key, rule, f"shape {tuple(tensor.shape)}", where=where))
-        if tensor.is_floating_point() != value.is_floating_point():
+        is_flag = not value.ndim and tensor.dtype == torch.bool  # as earlier versions wrote it
+        if tensor.is_floating_point() != value.is_floating_point() and not is_flag:
             raise CheckpointError(expected(key, f"{value.dtype}", tensor.dtype, where=where))
         for dtype in dtypes(wanted[key]):
             check_range(key, tensor, dtype, where)

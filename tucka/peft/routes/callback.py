@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from tucka.backends.torch.routing.scope import RoutingScope, scope_of
 from tucka.checks import check_count
 from tucka.core.balance import CollapseAlarm, load_entropy
 from tucka.peft.adapters import layers_of
+from tucka.peft.files.sharded import whole_copy
+from tucka.peft.routes.observation import has_inputs
 from tucka.peft.routes.start import initialize_router
 
 __all__ = ["RouterCallback"]
@@ -89,14 +91,14 @@ class RouterCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Initialise each active router that no data has initialised yet."""
-        model, loader = kwargs["model"], kwargs.get("train_dataloader")
-        # Accelerate's loader counts its iterations; torch's loader inside it does not.
-        loader = getattr(loader, "base_dataloader", loader)
+        model: Any = kwargs["model"]
+        loader: Any = kwargs.get("train_dataloader")
         scope = scope_of(model)
         active = {name for _, layer in layers_of(model) for name in layer.active_adapters}
         for name in scope.owners:
             waits = name not in scope.pinned and any(router.waits for router in scope.routers(name).values())
-            if waits and name in active and loader is not None and self.max_batches:
+            # Without data that can be looked at, it starts itself on the first batches.
+            if waits and name in active and self.max_batches and has_inputs(loader, model):
                 initialize_router(
                     model,
                     loader,
@@ -109,12 +111,13 @@ class RouterCallback(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the counts, so that training alone is counted and no evaluation."""
-        scope = scope_of(kwargs["model"])
+        model = kwargs["model"]
+        scope = scope_of(model)
         for name, part, router in _routed(scope):
             if (name, part) not in self._watches:
                 whose = f"router of {name!r}" + (f" in {part}" if part else "")
                 alarm = CollapseAlarm(whose, window=self.collapse_window, below=self.collapse_below)
-                self._watches[name, part] = _Watch(router, alarm)
+                self._watches[name, part] = _Watch(whole_copy(model, router, "centroids"), alarm)
             self._watches[name, part].begin(scope.load[name][part])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -138,12 +141,13 @@ class RouterCallback(TrainerCallback):
         """Add to this log, and to the Trainer's history, what happened since the last one."""
         if any(key.startswith("eval_") for key in logs or ()):
             return
-        scope = scope_of(kwargs["model"])
+        model = kwargs["model"]
+        scope = scope_of(model)
         metrics: dict[str, float] = {}
         for name, part, router in _routed(scope):
             if (name, part) in self._watches:
                 prefix = "/".join(["tucka", *([name] if len(scope.owners) > 1 else []), *([part] if part else []), ""])
-                found = self._watches[name, part].report(router)
+                found = self._watches[name, part].report(whole_copy(model, router, "centroids"))
                 metrics.update({f"{prefix}{key}": value for key, value in found.items()})
         for entries in (logs, state.log_history[-1] if state.log_history else None):
             if entries is not None:
@@ -158,9 +162,9 @@ def _routed(scope: RoutingScope) -> list[tuple[str, str, Router]]:
 class _Watch:
     """What is kept of one router between two logs: small tensors on its device, which nothing reads meanwhile."""
 
-    def __init__(self, router: Router, alarm: CollapseAlarm) -> None:
+    def __init__(self, centroids: Tensor, alarm: CollapseAlarm) -> None:
         self.alarm = alarm
-        self._start = _whole(router.centroids)
+        self._start = centroids
         self._before: Tensor | None = None
         self._load: Tensor | None = None
         self._entropies: list[Tensor] = []
@@ -179,7 +183,7 @@ class _Watch:
         self.alarm.add(load)
         return load
 
-    def report(self, router: Router) -> dict[str, float]:
+    def report(self, centroids: Tensor) -> dict[str, float]:
         """Return the metrics of the steps since the last report; none if there was no routing."""
         load, entropies = self._load, self._entropies
         self._load, self._entropies = None, []
@@ -189,16 +193,9 @@ class _Watch:
         metrics |= {f"share_{group}": share for group, share in enumerate((load / load.sum()).tolist())}
         if entropies:
             metrics["gate_entropy"] = float(torch.stack(entropies).mean())
-        start = self._start.to(router.centroids.device)
-        metrics["centroid_drift"] = float((_whole(router.centroids) - start).norm() / start.norm().clamp(min=1e-12))
+        start = self._start.to(centroids.device)
+        metrics["centroid_drift"] = float((centroids - start).norm() / start.norm().clamp(min=1e-12))
         return metrics
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """Copy a parameter, which FSDP may have cut into shards."""
-    gather = getattr(parameter, "full_tensor", None)
-    whole = parameter if gather is None else cast(Tensor, gather())
-    return whole.detach().float().clone()
 
 
 def _gate_entropy(gates: Tensor) -> Tensor:

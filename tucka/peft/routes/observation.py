@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,7 +21,7 @@ from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, expected
 from tucka.peft.adapters import layers_of
 
-__all__ = ["RowSample", "Watch", "observe", "unmasked"]
+__all__ = ["RowSample", "Watch", "has_inputs", "is_one_shot", "observe", "unmasked"]
 
 Watch = Callable[[Router, Tensor, Tensor | None, Tensor], None]
 
@@ -63,6 +65,11 @@ def observe(
     layers = layers_of(model, adapter)
     if not any(adapter in layer.active_adapters and not layer.disable_adapters for _, layer in layers):
         raise ConfigError(expected("adapter_name", "an active adapter", repr(adapter), cure="Call set_adapter first"))
+    # Accelerate's loader counts its epochs; torch's loader inside it does not.
+    batches = getattr(batches, "base_dataloader", batches)
+    if is_one_shot(batches):
+        rule, got = "data that can be gone through again", "a loader of a stream, which loses the batches looked at"
+        warnings.warn(expected("batches", rule, got, cure="Pass a list of some batches"), stacklevel=3)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # ranks may have different numbers of batches, and DDP would wait
     scope = scope_of(model)
@@ -125,10 +132,35 @@ def _untouched_randomness(batches: Any) -> Iterator[None]:
                 generator.set_state(states[key])
 
 
-def _generators(batches: Any) -> Iterator[torch.Generator]:
-    """Find the generators of a data loader and its samplers."""
-    samplers = (getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
-    for part in (batches, *samplers, getattr(samplers[1], "sampler", None)):
-        generator = getattr(part, "generator", None)
-        if isinstance(generator, torch.Generator):
-            yield generator
+def _generators(loader: Any) -> Iterator[torch.Generator]:
+    """Find the generators of a data loader and its samplers, which may be wrapped in others."""
+    generator = getattr(loader, "generator", None)
+    if isinstance(generator, torch.Generator):
+        yield generator
+    for name in ("sampler", "batch_sampler"):
+        inner = getattr(loader, name, None)
+        if inner is not None:
+            yield from _generators(inner)
+
+
+def has_inputs(loader: Any, model: Any) -> bool:
+    """Tell whether a loader gives a model's inputs, and looking takes none away; some trainers prepare others."""
+    loader = getattr(loader, "base_dataloader", loader)
+    if loader is None or is_one_shot(loader):
+        return False
+    with _untouched_randomness(loader):
+        batch = next(iter(loader), None)
+    if not isinstance(batch, Mapping):
+        return isinstance(batch, Tensor)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        inspect.signature(inner.forward).bind(**batch)
+    except TypeError:
+        return False
+    return True
+
+
+def is_one_shot(loader: Any) -> bool:
+    """Tell whether a loader's data is a stream that does not start anew."""
+    stream = getattr(loader, "dataset", None)
+    return isinstance(stream, Iterable) and iter(stream) is iter(stream)

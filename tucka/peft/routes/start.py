@@ -100,7 +100,8 @@ def initialize_router(
     model : Module
         A model with a TuckA adapter.
     batches : iterable of mapping or Tensor
-        Keyword arguments of the model's forward, or its only argument; at most `max_batches` are taken.
+        Keyword arguments of the model's forward, or its only argument; at most `max_batches` are taken. A loader is
+        left as it was; a Python iterator is used up by as many.
     adapter_name : str, optional
         Which adapter; the active one if None.
     max_batches : int
@@ -150,7 +151,7 @@ def initialize_router(
         raise ConfigError(expected("batches", "at least one batch", "none", where="initialize_router"))
     for router, rows in zip(routers, found, strict=True):
         if len(rows):  # a part of the model that has not run keeps its start
-            with whole_parameters(model, router):
+            with whole_parameters(model, router, written=True):
                 start_router(router, rows, scale=scale, group=group)
     scope_of(model).reset_load(name)
 

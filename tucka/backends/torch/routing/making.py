@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.private import is_transformed, outside_checkpoints
+from tucka.backends.torch.private import is_exporting, is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
 from tucka.backends.torch.routing.caches import check_empty
 from tucka.backends.torch.routing.inputs import Inputs
@@ -60,7 +60,7 @@ class Maker:
             mask, is_known = self._mask(adapter, layer, rows, forward, by_token=by_token)
             documents = self._documents(router, layer, rows, forward, mask)
             gates = self._gates(adapter, layer, router, rows, mask, documents)
-            if not is_transformed(gates):
+            if not is_transformed(gates) and not is_exporting():
                 self._count(adapter, layer.tucka_part, count_groups(gates, mask))
         # The average of a continuing text would tell each token of later ones, and change with the cache.
         is_text = (

@@ -48,8 +48,8 @@ class Router(nn.Module):
         One vector for each expert; trained.
     center : buffer, shape (d,)
         The centre μ that the centred affinities subtract; saved.
-    is_initialized : buffer, bool
-        Whether the centroids came from data; saved, so that loading never initialises again.
+    is_initialized : buffer, shape ()
+        1 if the centroids came from data, else 0; saved, so that loading never initialises again.
     choice_bias : buffer, shape (k,), or None
         The bias of each group, float32 at least; saved. None where ``spec.balance_rate`` is zero.
 
@@ -77,13 +77,11 @@ class Router(nn.Module):
         self.spec = spec
         self.seed = seed
         self.in_features = check_count("in_features", in_features, where="Router")
-        shape = (spec.groups, spec.experts_per_group, self.in_features)
-        self.centroids = nn.Parameter(
-            torch.from_numpy(kaiming_centroids(shape, seed=seed)).to(torch.get_default_dtype())
-        )
+        self.centroids = nn.Parameter(_seeded_centroids(spec, self.in_features, seed).to(torch.get_default_dtype()))
         self.register_buffer("center", torch.zeros(self.in_features))
-        self.register_buffer("is_initialized", torch.tensor(False))
+        self.register_buffer("is_initialized", torch.tensor(0.0))  # a number, since tools average all buffers
         self._read: tuple[Tensor, int, bool] | None = None  # the buffer, its version and what it said then
+        self._is_copy: bool | None = None  # whether the centroids were another router's when that was first asked
         self.may_change = False  # whether a start may overwrite the centroids while graphs wait for their backward
         self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
 
@@ -254,12 +252,20 @@ class Router(nn.Module):
             self.choice_bias.zero_()
         self.centroids.copy_(centroids)
         self.center.copy_(center)
-        self.is_initialized.fill_(True)
+        self.is_initialized.fill_(1.0)
         self.look()
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
+        self._is_copy = None
         self.look()
+
+    @torch.no_grad()
+    def take_measured(self, other: Router) -> None:
+        """Copy what another router of the same sizes has measured and is no parameter: its centre and its bias."""
+        self.center.copy_(other.center)
+        if self.choice_bias is not None and other.choice_bias is not None:
+            self.choice_bias.copy_(other.choice_bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Convert as torch does, but leave the bias wide: in half precision it would soon be too coarse to be moved."""
@@ -272,9 +278,20 @@ class Router(nn.Module):
 
     @property
     def waits(self) -> bool:
-        """Whether no data has started this router."""
+        """Whether nothing has started this router: no data, and no centroids that it was given."""
         self.look()
-        return self._read is not None and not self._read[2]
+        if self._read is None or self._read[2]:
+            return False
+        if self._is_copy is None and not torch.compiler.is_compiling():
+            self._is_copy = not self._has_seeded_centroids()
+        return not self._is_copy
+
+    def _has_seeded_centroids(self) -> bool:
+        """Tell whether the centroids are those of the seed; as if they were where they are in pieces."""
+        now, seeded = self.centroids.detach(), _seeded_centroids(self.spec, self.in_features, self.seed)
+        if type(now) is not Tensor or now.is_meta or now.shape != seeded.shape:
+            return True
+        return torch.allclose(now.float().cpu(), seeded, rtol=0, atol=1e-2 * float(seeded.abs().max()))
 
     def look(self) -> None:
         """Read whether data has started this router, if its buffer has changed; a compiled call cannot."""
@@ -288,6 +305,12 @@ class Router(nn.Module):
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype in _HALF else tensor
+
+
+def _seeded_centroids(spec: TuckerSpec, in_features: int, seed: int) -> Tensor:
+    """Return the random directions (k, t, d) that a router has before it is started, in float32."""
+    shape = (spec.groups, spec.experts_per_group, in_features)
+    return torch.from_numpy(kaiming_centroids(shape, seed=seed)).float()
 
 
 def _sample_means(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -216,7 +216,8 @@ class RoutingScope:
         if given is not None:
             return self._given_to_pinned(layer, given, x)
         if fixed.device != x.device:
-            fixed = self.pinned[adapter] = fixed.to(x.device)
+            with torch.inference_mode(False):  # else training could not use it later
+                fixed = self.pinned[adapter] = fixed.to(x.device)
         found = self._pinned_fits[adapter] = Fit(fixed, AS_IT_IS)
         return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.private import is_of_deepspeed
+from tucka.backends.torch.private import has_master_copy, is_in_pieces
 from tucka.backends.torch.routing.ranks import broadcast_from_first, gather_rows, has_ranks, shard_like
 from tucka.backends.torch.routing.router import Router
 from tucka.core.centroids import balanced_centroids, data_aware_centroids, features_like_batches, kaiming_centroids
@@ -93,7 +93,7 @@ def can_start_inside(router: Router, root: nn.Module | None, group: Any) -> bool
     parameter = router.centroids
     if not isinstance(parameter, nn.Parameter) or parameter.is_meta or type(parameter.data) is not Tensor:
         return False
-    if is_of_deepspeed(parameter):
+    if is_in_pieces(parameter) or has_master_copy(parameter):
         return False
     if has_ranks() and group is None:  # ranks, but not by DDP
         return False
