@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from tucka.backends.torch.private import is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
 from tucka.backends.torch.routing.inputs import Inputs
-from tucka.backends.torch.routing.layouts import Layout, view_of
+from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
 from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
@@ -64,7 +65,13 @@ class Maker:
         is_text = (
             by_token and self.scope.root is not None and is_decoder_only(self.scope.root) and not forward.part.name
         )
-        route = Route(gates, mask, documents=documents is not None, averages=is_known and not is_text)
+        route = Route(
+            gates,
+            mask,
+            documents=documents is not None,
+            ordered=layout not in OF_OTHER_TOKENS,
+            averages=is_known and not is_text,
+        )
         forward.set_route(adapter, route)
         if adapter in self.scope.observers:
             self.scope.observers[adapter](router, rows, mask, gates)
@@ -107,6 +114,8 @@ class Maker:
         if generation is not None and widened:  # for the layers of this generation, from the mask that it was given
             inputs.mask = generation.mask_for(rows, inputs.mask)
         model = forward.module if forward.module is not None else layer
+        if layer.tucka_layout in OF_OTHERS.values() and inputs.mask_of_others is not None:
+            inputs = replace(inputs, mask=inputs.mask_of_others)
         try:
             mask = fitting_mask(inputs, model, rows, past=forward.past != 0)
         except RouteError:

@@ -15,7 +15,7 @@ from tucka.backends.torch.private import is_replica
 from tucka.backends.torch.routing.forwards import Call, Forward, Forwards, Parent
 from tucka.backends.torch.routing.generation import Generating, Preparing
 from tucka.backends.torch.routing.inputs import Inputs
-from tucka.backends.torch.routing.layouts import OF_OTHERS, Layout, View, view_of
+from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, Layout, View, view_of
 from tucka.backends.torch.routing.making import Maker
 from tucka.backends.torch.routing.memory import Memory, after
 from tucka.backends.torch.routing.parts import Anatomy, Part
@@ -223,7 +223,7 @@ class RoutingScope:
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
             route = self._with_earlier(adapter, route, view, forward)
-        is_same = layout not in OF_OTHERS.values()
+        is_same = route.ordered and layout not in OF_OTHER_TOKENS
         same = is_same and (layer.tucka_role != "decoder" or adapter not in forward.known)
         if layout is Layout.PIECES and route.gates.ndim == 4 and x.shape[1:-1] != route.gates.shape[1:-2]:
             view = None  # it is not known which tokens it is called on
