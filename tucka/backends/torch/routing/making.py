@@ -49,6 +49,7 @@ class Maker:
             if forward.again is not None:
                 forward.again.inputs.rows, forward.again.inputs.tokens = forward.inputs.rows, forward.inputs.tokens
         by_token = router.spec.routing == "token"
+        self._check_features(layer, forward)
         if not by_token:
             self._check_origin(layer, forward)
         view = view_of(x, forward.inputs, layout)
@@ -188,6 +189,13 @@ class Maker:
                 load = loads[part] = load.to(counts.device, non_blocking=counts.is_cuda)
         # In place: what a compiled or captured forward starts from is then the same tensor each time.
         load.add_(counts)
+
+    def _check_features(self, layer: Any, forward: Forward) -> None:
+        """Raise where a method goes on with features of which it is not known who has made them."""
+        if forward.features_unknown:
+            rule, got = "features that this model's own forward_features has returned", "others, or changed ones"
+            cure = "Call the whole model, or give the route (given_route)"
+            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
 
     def _check_origin(self, layer: Any, forward: Forward) -> None:
         """Raise where a call goes on from earlier ones whose route is not known."""

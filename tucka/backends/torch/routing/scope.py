@@ -18,6 +18,7 @@ from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, Layout, View, view_of
 from tucka.backends.torch.routing.making import Maker
 from tucka.backends.torch.routing.memory import Memory, after
+from tucka.backends.torch.routing.methods import Method
 from tucka.backends.torch.routing.parts import Anatomy, Part
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS, Fit, Route, even_mixture, fitted
@@ -128,6 +129,7 @@ class RoutingScope:
         self.sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
         for module, part in list(Anatomy(root).calls({layer.tucka_part for layer in layers.values()})):
             Call.put_on(module, self, part)
+            Method.put_on(module)
             Generating.put_on(module, self)
             Preparing.put_on(module, self)
             self._called.append(module)
@@ -145,7 +147,7 @@ class RoutingScope:
     def detach(self) -> None:
         """Take everything off the model again that `attach` put there."""
         for module in reversed(self._called):
-            for kind in (Preparing, Generating, Parent, Call):
+            for kind in (Preparing, Generating, Parent, Method, Call):
                 kind.take_off(module, self)
         for handle in self._handles:
             handle.remove()
