@@ -11,7 +11,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-architectures architectures test-quantised lint format docs docs-serve quality clean
+.PHONY: help install demo test test-all test-architectures architectures test-quantised lint format docs docs-serve quality bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -88,6 +88,28 @@ quality: $(STAMP)  ## every method on the tasks that run here, one seed: about a
 	$(BIN)/pip install --quiet --no-deps $(TASK_MODELS)
 	$(BIN)/python -W ignore -m benchmarks.quality.run --experiments $(METHODS)
 	$(BIN)/python -m benchmarks.quality.report
+
+# One thread, and one program at a time: the times of a busy machine say little.
+SHORT = --tokens 32 --rounds 40 --budget 5
+DEEP = --tokens 32 --depth 12 --rounds 30 --budget 8
+FEW = "PEFT LoRA" "PEFT HRA, accelerated" "tucka HRA" "tucka batch" "tucka sample" "tucka token"
+LAYERS = $(BIN)/python -W ignore -m benchmarks.adapters --threads 1
+TIMES = benchmarks/results/stack-cpu-float32
+
+bench: $(STAMP)  ## all times of the costs page, with tables and figures: about two hours, resumes where it stopped
+	$(BIN)/python -m benchmarks.counts
+	$(BIN)/python -m benchmarks.decoding
+	$(BIN)/python -m benchmarks.growth
+	$(BIN)/python -m benchmarks.orders
+	$(LAYERS) --rounds 25 --budget 6
+	$(LAYERS) --model encoder --samples 4 --rounds 12 --budget 6
+	$(LAYERS) $(SHORT) --output $(TIMES)-short.json
+	$(LAYERS) $(DEEP) --methods $(FEW) --output $(TIMES)-deep.json
+	$(BIN)/python -m benchmarks.report --clock processor $(TIMES)*.json benchmarks/results/encoder-cpu-float32.json
+
+bench-gpu: $(STAMP)  ## on a machine with a CUDA device: tables, memory, graphs, compiler, tests, quality; under 8 minutes
+	$(BIN)/pip install --quiet --no-deps $(TASK_MODELS)
+	$(BIN)/python -W ignore -m benchmarks.gpu.run
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(VENV)-quantised $(CLIENTS) demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis

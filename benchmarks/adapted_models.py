@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tucka import count_flops
 from tucka.backends.torch import HouseholderAdapter
-from tucka.peft import TuckAConfig, accelerate_hra
+from tucka.peft import TuckAConfig, accelerate_hra, pin_route
 
 Build = Callable[[nn.Module, list[str], int], nn.Module]
 
@@ -29,7 +29,10 @@ def _peft(make: Callable[[int, list[str]], peft.PeftConfig]) -> Build:
         with warnings.catch_warnings():
             # PEFT warns about versions of transformers. They do not change what is measured.
             warnings.simplefilter("ignore")
-            return peft.get_peft_model(model, make(rank, targets))
+            config = make(rank, targets)
+            if getattr(model, "can_generate", bool)():
+                config.task_type = "CAUSAL_LM"
+            return peft.get_peft_model(model, config)
 
     return build
 
@@ -47,6 +50,18 @@ def _accelerated(model: nn.Module, targets: list[str], rank: int) -> nn.Module:
     return adapted
 
 
+def _pinned(model: nn.Module, targets: list[str], rank: int) -> nn.Module:
+    adapted = METHODS["tucka batch"](model, targets, rank)
+    pin_route(adapted, group=0)
+    return adapted
+
+
+def _merged(model: nn.Module, targets: list[str], rank: int) -> nn.Module:
+    adapted = _pinned(model, targets, rank)
+    adapted.merge_adapter()
+    return adapted
+
+
 METHODS: dict[str, Build] = {
     "frozen": frozen,
     "PEFT LoRA": _peft(lambda r, names: peft.LoraConfig(r=r, target_modules=names)),
@@ -61,6 +76,8 @@ METHODS: dict[str, Build] = {
     "tucka batch": _peft(lambda r, names: TuckAConfig(r=r, k=GROUPS, routing="batch", target_modules=names)),
     "tucka sample": _peft(lambda r, names: TuckAConfig(r=r, k=GROUPS, routing="sample", target_modules=names)),
     "tucka token": _peft(lambda r, names: TuckAConfig(r=r, k=GROUPS, routing="token", target_modules=names)),
+    "tucka pinned": _pinned,
+    "tucka merged": _merged,  # for inference only: no parameter takes part
 }
 
 

@@ -90,10 +90,13 @@ def main() -> None:
     layers = len(widths_of(MODELS[options.model](64, options.depth)))
     about = {
         **provenance(("torch", "peft", "transformers", "tucka", "numpy")),
-        "load_average": os.getloadavg()[0],  # the mean of the last minute
         "options": {name: value for name, value in vars(options).items() if name != "output"},
     }
-    report = {**about, "adapted_layers": layers, "methods": measure(options)}
+    if output.exists() and json.loads(output.read_text()).items() >= about.items():
+        print(f"{output}: measured on this commit already")
+        return
+    load = os.getloadavg()[0]  # the mean of the last minute
+    report = {**about, "load_average": load, "adapted_layers": layers, "methods": measure(options)}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
     print(output)

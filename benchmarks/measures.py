@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -86,8 +86,8 @@ class _Kept:
         self.tensor = tensor
 
 
-def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Count bytes and storages that a forward keeps for the backward, without parameters and buffers."""
+def kept_by(compute: Callable[[], Any], *, owned: Iterable[Tensor] = ()) -> tuple[int, int]:
+    """Count bytes and storages that a computation keeps for its backward, without those of tensors that are owned."""
     kept: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Kept:
@@ -95,13 +95,18 @@ def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
         kept.add(box)
         return box
 
-    owned = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    known = {tensor.untyped_storage().data_ptr() for tensor in owned}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda box: box.tensor):
-        result = model(x)
+        result = compute()
     storages = {box.tensor.untyped_storage().data_ptr(): box.tensor.untyped_storage().nbytes() for box in kept}
     del result
-    sizes = [size for pointer, size in storages.items() if pointer not in owned]
+    sizes = [size for pointer, size in storages.items() if pointer not in known]
     return sum(sizes), len(sizes)
+
+
+def kept_for_backward(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Count bytes and storages that a forward keeps for the backward, without parameters and buffers."""
+    return kept_by(lambda: model(x), owned=(*model.parameters(), *model.buffers()))
 
 
 def multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
@@ -116,7 +121,7 @@ def multiply_adds(model: nn.Module, x: Tensor) -> tuple[int, int]:
 
 
 # fmt: off
-_VIEWS = frozenset([
+VIEWS = frozenset([
     "alias", "as_strided", "contiguous", "detach", "detach_", "empty", "empty_like", "empty_strided", "expand",
     "is_nonzero", "lift_fresh", "permute", "promote_types", "reshape", "resolve_conj", "resolve_neg", "result_type",
     "select", "slice", "split", "squeeze", "t", "to", "transpose", "unbind", "unsqueeze", "view", "view_as",
@@ -130,7 +135,7 @@ def operators(model: nn.Module, x: Tensor) -> int:
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         training_step(model, x)
     named = [(event.name.removeprefix("aten::"), event) for event in profiler.events() if "aten::" in event.name]
-    working = [event for name, event in named if name not in _VIEWS]
+    working = [event for name, event in named if name not in VIEWS]
     callers = {id(event.cpu_parent) for event in working}
     return sum(1 for event in working if id(event) not in callers)
 

@@ -14,8 +14,21 @@ from typing import Any
 @lru_cache
 def commit() -> str | None:
     """Return the commit of the code, marked if there are changes since; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    found = _git("rev-parse", "HEAD")
+    # The results of an earlier benchmark are no change of the code.
+    changed = found and _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/benchmarks/results")
+    return f"{found}-dirty" if changed else found or None
+
+
+def _git(*command: str) -> str:
+    call = ["git", "-C", str(Path(__file__).parent), *command]
+    return subprocess.run(call, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def short(commit: str | None) -> str:
+    """Shorten a commit, and leave its mark."""
+    number, *mark = (commit or "unknown").split("-")
+    return "-".join([number[:10], *mark])
 
 
 def provenance(packages: Iterable[str]) -> dict[str, Any]:

@@ -194,6 +194,6 @@ axes = group_by_label(table, ax=ax)
 #
 # ``RouterCallback`` writes the entropy and the shares to the log of the Trainer, as lesson 3 shows. In your own code,
 # ``expert_load(model, reset=True)`` of :mod:`!tucka.peft` counts the choices since the last reset, and
-# ``last_route(model)`` returns the latest gates. A router that nobody has started starts itself on its first training
-# batch; one batch is little, so start it from more, as above. If a router still collapses,
+# ``last_route(model)`` returns the latest gates. A router that nobody has started starts itself in training, once
+# it has seen enough batches; what it learns until then is lost, so start it before, as above. If a router still collapses,
 # :doc:`/how-to/collapsed-router` helps to find the cause.

@@ -73,6 +73,12 @@ REFUSALS = (
         "sample token",
     ),
     Refusal(
+        "The first layers are called on pieces of the characters, which make no route. Leave the first encoder out.",
+        "RouteError",
+        "canine",
+        checks="start",
+    ),
+    Refusal(
         "The network is reversible: its forward has no gradients, so that a router learns nothing. Pin or give the "
         "route.",
         "RouteError",
@@ -102,7 +108,8 @@ REFUSALS = (
     Refusal(
         "Torch's encoder layer reads the weights in evaluation and passes LoRA by. Merge instead.",
         "ConfigError",
-        "transformer-encoder transformer",
+        "transformer-encoder transformer transformer-encoder-tokens-first transformer-encoder-tokens-first-outside "
+        "transformer-encoder-tokens-first-declared transformer-tokens-first",
         checks="export",
     ),
 )

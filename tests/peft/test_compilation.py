@@ -80,3 +80,28 @@ def test_looking_at_the_load_compiles_nothing_anew():
     assert counter.frame_count == 1
     model(torch.randn(2, 5, 8)).sum().backward()  # training goes on counting
     assert int(expert_load(model).sum()) == 1
+
+
+def test_a_compiled_training_says_that_its_router_was_not_started():
+    torch.manual_seed(0)
+    config = TuckAConfig(r=3, k=3, routing="sample", target_modules=["0", "2"])
+    model = peft.get_peft_model(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), config).train()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    with pytest.warns(UserWarning, match="router: expected a start from data before the model is compiled"):
+        compiled(torch.randn(4, 5, 8))
+    for _ in range(2):
+        compiled(torch.randn(4, 5, 8))
+    assert counter.frame_count == 1
+
+
+def test_calls_that_are_not_compiled_between_those_that_are_compile_nothing_anew():
+    model = stack("sample").train()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for x in torch.randn(3, 4, 5, 8):
+        compiled(x)
+        with torch.no_grad():
+            model.eval()(x)
+        model.train()(x.double().float())
+    assert counter.frame_count == 1

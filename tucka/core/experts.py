@@ -15,7 +15,7 @@ from tucka.checks import check_count, check_finite, check_mode, check_shapes
 from tucka.core.modes import times_matrices
 from tucka.core.norms import largest_entry
 from tucka.errors import ArrayError, ConfigError, ShapeError, expected
-from tucka.spec import TuckerSpec
+from tucka.spec import TuckerSpec, mixes_each_row
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
@@ -41,13 +41,15 @@ def adapt(x: Array, parts: Parts, gates: Array, *, alpha: float) -> Array:
     handle = backend_of(x=x)
     inner = handle.matmul(x, basis)
     shared = x.ndim - gates.ndim + 1  # axes of x, before its last, along which rows share their gates
+    groups, slices, rank, _ = cores.shape
     if shared:
         mixed = mix_cores(cores, expert_factor, gates)
         inner = handle.matmul(
             inner, handle.reshape(mixed, (*mixed.shape[:-2], *(1,) * (shared - 1), *mixed.shape[-2:]))
         )
+    elif mixes_each_row(rank, groups, slices):
+        inner = handle.matmul(inner[..., None, :], mix_cores(cores, expert_factor, gates))[..., 0, :]
     else:
-        # Each row has gates of its own: k·p·r numbers for a row, instead of an r×r core.
         weights = cast(_core_weights(expert_factor, gates), x.dtype)
         inner = handle.tensordot(weights[..., None] * inner[..., None, None, :], cores, axes=([-3, -2, -1], [0, 1, 2]))
     return cast(x + handle.matmul(alpha * inner, handle.transpose(basis)), x.dtype)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tucka.backends.torch.routing.router import Router
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, expected
 from tucka.peft.layer import TuckALayer
 from tucka.spec import TuckerSpec
@@ -73,9 +74,16 @@ class AdaptedModule:
 
 def layers_of(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, TuckALayer]]:
     """Go through the adapted layers of a model, by name; with an adapter given, through those that have it."""
-    for name, module in model.named_modules():
-        if isinstance(module, TuckALayer) and (adapter is None or adapter in module.tucka_experts):
-            yield name, module
+    layers = list(_all_layers(model))
+    # An adapted model inside of this one has adapters and routes of its own.
+    scope = scope_of(model) if layers else None
+    for name, layer in layers:
+        if layer.tucka_scope is scope and (adapter is None or adapter in layer.tucka_experts):
+            yield name, layer
+
+
+def _all_layers(model: nn.Module) -> Iterator[tuple[str, TuckALayer]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, TuckALayer))
 
 
 def adapted_modules(model: nn.Module) -> list[AdaptedModule]:
@@ -97,7 +105,7 @@ def adapted_modules(model: nn.Module) -> list[AdaptedModule]:
     []
     """
     rows = []
-    for name, layer in layers_of(model):
+    for name, layer in _all_layers(model):
         for adapter, parts in layer.tucka_experts.items():
             shapes = {key: tuple(value.shape) for key, value in parts.named_parameters()}
             owns = adapter in layer.tucka_router

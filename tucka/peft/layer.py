@@ -89,9 +89,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.tucka_scope = scope
-        self.tucka_part = ""
-        self.tucka_role = ""
-        self.tucka_layout = Layout.SAMPLES_FIRST
+        self.put_at("", "", Layout.SAMPLES_FIRST)
         self.tucka_experts = nn.ModuleDict()
         self.tucka_router = nn.ModuleDict()
         self.tucka_merged: dict[str, tuple[Tensor, Tensor]] = {}
@@ -101,6 +99,13 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         self._active_adapter: str | list[str] = []
         self.frozen_peft_weight_names: dict[str, tuple[str, ...]] = {}
         self._checked: tuple[Any, ...] = ()
+
+    def put_at(self, part: str, role: str, layout: Layout) -> None:
+        """Say where in the model the layer is, and what the rows of its inputs are."""
+        self.tucka_part, self.tucka_role, self.tucka_layout = part, role, layout
+        # Layers of one place get one answer for one shape; None where the rows do not follow from a shape.
+        follows = layout not in (Layout.AS_THE_PARENT_SAYS, Layout.CACHED_TOKENS)
+        self.tucka_place = f"{part}, {role}, {layout}" if follows else None
 
     def update_layer(self, adapter: str, config: TuckAConfig, spec: TuckerSpec, *, owns_router: bool) -> None:
         """Add an adapter, or make it anew; `spec` is the configuration's."""
@@ -188,40 +193,51 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
+        own = modules_by_name(self)
         if self._disable_adapters:
             if self.merged_adapters:
                 self.unmerge()
         elif not self.merged_adapters:
-            x = self._adapted(x)
-        return self.base_layer(x, *args, **kwargs)
+            x = self._adapted(x, modules_by_name(own["tucka_experts"]))
+        return own["base_layer"](x, *args, **kwargs)
 
-    def _adapted(self, x: Tensor) -> Tensor:
+    def _adapted(self, x: Tensor, experts: dict[str, Any]) -> Tensor:
         """Add the updates of all active adapters to the layer's input."""
-        active, experts = self._active_adapter, modules_by_name(self.tucka_experts)
+        active = self._active_adapter
         names = [active] if isinstance(active, str) else active
-        names = [name for name in names if name in experts]
+        if len(names) != 1 or names[0] not in experts:
+            names = [name for name in names if name in experts]
         if not names:
             return x
-        # Checked before anything is routed on it, once for each kind of input.
-        kind = (x.dtype, x.shape[-1:], x.device, active if isinstance(active, str) else tuple(active))
-        rows = x if kind == self._checked else self._checked_rows(x, names, kind)
+        # Checked before anything is routed on it, once for each kind of input. A new kind would compile anew.
+        is_known = not torch.compiler.is_compiling() and self._checked == (x.dtype, x.shape[-1], x.device, names)
+        rows = x if is_known else self._checked_rows(x, names)
         result = rows
         for name in names:
             fit = self.tucka_scope.fit(name, self, rows)
-            parts: Any = experts[name]
-            if fit.view is AS_IT_IS:
-                result = parts(result, rows, fit.gates, fit.laid_out)
+            parts = experts[name]
+            # Asked for here: a call of a module takes longer than this.
+            laid = parts.laid_out(rows)
+            if laid is not None and fit.view == AS_IT_IS:
+                result = laid.add_update(result, rows, fit.gates)
+            elif fit.view == AS_IT_IS:
+                result = parts(result, rows, fit.gates)
             else:
-                result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates, fit.laid_out), rows)
+                result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates), rows)
         return result if rows is x else from_rows(self.get_base_layer(), result, x)
 
-    def _checked_rows(self, x: Tensor, names: list[str], kind: tuple[Any, ...]) -> Tensor:
+    def _checked_rows(self, x: Tensor, names: list[str]) -> Tensor:
         """View an input channels last, or raise where the layer or an adapter does not fit it."""
         base = self.get_base_layer()
         rows = checked_rows(base, x, [self.experts(name).basis for name in names], self._path)
         self._check_batch_axis(base, x, names)
         if rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
-            self.__dict__["_checked"] = kind  # autocast or not, an input of this kind fits
+            self.__dict__["_checked"] = (
+                x.dtype,
+                x.shape[-1],
+                x.device,
+                names,
+            )  # autocast or not, an input of this kind fits
         return rows
 
     def _check_batch_axis(self, base: nn.Module, x: Tensor, names: list[str]) -> None:

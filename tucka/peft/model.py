@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, onload_layer
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -183,7 +183,7 @@ class TuckAModel(BaseTuner):
         kind = TuckALinear if isinstance(base_of(target), (nn.Linear, Conv1D)) else TuckALayer
         layer = kind(target, scope)
         place = self._places.get(name) or place_of(Anatomy(self.model), name, config)
-        layer.tucka_part, layer.tucka_role, layer.tucka_layout = place.part, place.role, place.layout
+        layer.put_at(place.part, place.role, place.layout)
         if isinstance(parent, nn.TransformerEncoderLayer):
             # In evaluation torch's encoder layer reads its layers' weights and calls none, unless one has a hook.
             layer.register_forward_pre_hook(_no_change)
@@ -193,7 +193,8 @@ class TuckAModel(BaseTuner):
         """Go through the adapted layers of this model, without those of adapted models inside of it."""
         inside = self._adapted_models_inside()
         for path, module in self.model.named_modules():
-            if isinstance(module, TuckALayer) and not path.startswith(inside):
+            is_layer = isinstance(module, TuckALayer) and not path.startswith(inside)
+            if is_layer and module.tucka_scope.root in (None, self.model):
                 yield module
 
     def _adapted_models_inside(self) -> tuple[str, ...]:
@@ -250,8 +251,11 @@ class TuckAModel(BaseTuner):
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
         """Merge adapters, the active ones if None, into the base weights: in all layers, or in none on an error."""
+        self._check_merge_allowed()
         self._check_merge(adapter_names, safe_merge=safe_merge)
-        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        for layer in self._layers():
+            with onload_layer(layer):
+                layer.merge(adapter_names=adapter_names, safe_merge=safe_merge)
         pinned = self._scope().pinned
         merged = [layer for layer in self._layers() if layer.merged]
         active = {name for layer in merged for name in layer.active_adapters if name in layer.tucka_experts}
@@ -260,6 +264,12 @@ class TuckAModel(BaseTuner):
             rule = "no active adapter that is routed, since layers with a merged adapter compute with that one alone"
             cure = "These adapters are switched off until you unmerge. Pin and merge them too, or unmerge"
             warnings.warn(expected("adapter_names", rule, ", ".join(routed), cure=cure), stacklevel=2)
+
+    def unmerge_adapter(self) -> None:
+        """Take all merged adapters out of the base weights again."""
+        for layer in self._layers():
+            with onload_layer(layer):
+                layer.unmerge()
 
     def _check_merge(self, adapter_names: list[str] | None, *, safe_merge: bool) -> None:
         """Look at all layers before the first one is merged, so that an error leaves all of them as they were."""
@@ -278,9 +288,13 @@ class TuckAModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> Any:
+        inside = [module for module in self.model.modules() if isinstance(module, TuckALayer)]
+        scope = self._scope()
+        if any(layer.tucka_scope is not scope for layer in inside):
+            rule, got = "no adapted model inside of this one, since PEFT would unload that too", "one"
+            raise ConfigError(expected("model", rule, got, where="TuckAModel", cure="Unload the inner model first"))
         if merge:
             self._check_merge(adapter_names, safe_merge=safe_merge)
-        scope = self._scope()
         model = super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
         scope.detach()
         return model

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 from support.close import assert_close, largest
+from support.cost_meter import measure
 from support.strategies import arrays, factors, tucker_parts
 from tucka import reference
 from tucka.backends.torch import mix_cores, tucker_adapt, tucker_adapt_gated
+from tucka.backends.torch.functional import spread_times, times_mixed
 from tucka.errors import ArrayError, ShapeError
 
 EPS = 2.0**-52
@@ -81,6 +83,28 @@ def check_derivatives(function, *inputs):
 def test_derivatives_of_gated_adaptation(lead):
     inputs = leaf(2, 3, 4), leaf(4, 2), leaf(2, 3, 2, 2), leaf(2, 3), leaf(*lead, 2, 2)
     check_derivatives(lambda *given: tucker_adapt_gated(*given, alpha=0.7), *inputs)
+
+
+def test_derivatives_where_rows_are_spread_and_not_cores_mixed():
+    inputs = leaf(2, 3, 4), leaf(4, 3), leaf(2, 1, 3, 3), leaf(2, 1), leaf(2, 3, 2, 2)
+    check_derivatives(lambda *given: tucker_adapt_gated(*given, alpha=0.7), *inputs)
+
+
+@given(st.integers(0, 5), st.integers(1, 5), st.integers(1, 6))
+def test_both_orders_of_rows_with_gates_of_their_own_give_the_same(rows, rank, slices):
+    inner, weights, cores = leaf(rows, rank), leaf(rows, slices), leaf(slices, rank, rank)
+    expected = torch.einsum("nr,ns,srq->nq", inner, weights, cores)
+    torch.testing.assert_close(times_mixed(inner, weights, cores), expected)
+    torch.testing.assert_close(spread_times(inner, weights, cores), expected)
+
+
+def test_many_groups_keep_a_core_for_each_token_and_not_the_spread():
+    groups, rank, tokens = 64, 4, 50
+    x, gates, basis = leaf(tokens, 8), leaf(tokens, groups, 2), leaf(8, rank)
+    cores, factor = leaf(groups, 2, rank, rank), leaf(2, 2)
+    kept = measure(lambda: tucker_adapt_gated(x, basis, cores, factor, gates), owned=[x, gates, basis, cores, factor])
+    # In numbers: x U, (x U) Ḡ, the weights, and the core of r² = 16, not k·p·r = 512.
+    assert kept.kept_bytes == 8 * tokens * (2 * rank + 2 * groups + rank * rank)
 
 
 @pytest.mark.parametrize("lead", LEADS)

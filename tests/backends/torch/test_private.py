@@ -59,7 +59,20 @@ def test_regions_inside_of_each_other_are_all_seen():
     assert outer_again[0][0] is not forward[0][0]
 
 
+def test_a_reentrant_region_is_the_same_object_in_its_backward():
+    seen = []
+
+    def inside(x):
+        seen.append(private.reentrant_checkpoint())
+        return x.sin()
+
+    checkpoint(inside, torch.ones(2, requires_grad=True), use_reentrant=True).sum().backward()
+    assert len(seen) == 2
+    assert seen[0] is seen[1] is not None
+
+
 def test_nothing_is_seen_outside_of_regions():
+    assert private.reentrant_checkpoint() is None
     assert private.checkpoint_frame() == (None, False)
     with torch.autograd.graph.save_on_cpu():
         assert private.checkpoint_frame() == (None, False)

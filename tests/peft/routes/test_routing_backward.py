@@ -15,7 +15,7 @@ from support.tiny_models import VOCABULARY, WIDTH, inputs_for, loss_of, text
 from tucka.backends.torch import routing_scope
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import RouteError
-from tucka.peft import TuckAConfig, expert_load, pin_route
+from tucka.peft import TuckAConfig, expert_load, given_route, pin_route
 
 kinds = pytest.mark.parametrize("kind", ["llama", "bert", "opt", "gpt2", "t5", "vit"])
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
@@ -166,6 +166,44 @@ def test_reentrant_checkpointing_is_refused_while_a_router_trains(kind):
         torch.testing.assert_close(theirs[name], gradient, rtol=0, atol=1e-12)
     with model.disable_adapter():
         loss_of(model, inputs)
+
+
+def frozen_router(model):
+    """Let only experts train."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".tucka_experts." in name)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@routings
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_reentrant_checkpointing_with_a_router_that_does_not_train(kind, routing, order):
+    plain, model = pair(kind, routing, reentrant=True)
+    for each in (plain, model):
+        frozen_router(each)
+        losses = [loss_of(each, inputs_for(kind, seed=seed)) for seed in (1, 2)]
+        (losses[order[0]] - 0.5 * losses[order[1]]).backward()
+    ours, theirs = gradients(plain), gradients(model)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{"routing": "given"}, {"routing": "sample"}, {"pinned": True}], ids=str)
+def test_reentrant_checkpointing_with_a_route_that_the_caller_gives(options):
+    pinned = options.pop("pinned", False)
+    plain, model = pair("llama", reentrant=True, **options)
+    for each in (plain, model):
+        if pinned:
+            pin_route(each, group=0)
+        with given_route(each, groups=[0, 2, 1]):
+            first = loss_of(each, inputs_for("llama"))
+        with given_route(each, groups=[1, 1, 2]):
+            (first - 0.5 * loss_of(each, inputs_for("llama"))).backward()
+    ours, theirs = gradients(plain), gradients(model)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(theirs[name], gradient, rtol=0, atol=1e-12)
 
 
 def test_reentrant_checkpointing_evaluates():

@@ -6,7 +6,10 @@ from peft import get_peft_model
 from transformers import BertForMaskedLM, BertForTokenClassification
 
 from support.adapting import visible
+from support.refusals import refused
+from support.routed import family, inputs_of, logits
 from support.tiny_models import bert_config, make, text
+from tucka.errors import RouteError
 from tucka.peft import TuckAConfig, last_route
 
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
@@ -105,3 +108,15 @@ def test_models_whose_labels_continue_nothing_ignore_the_prompt(build, labels):
         model(**text(batch=3), labels=labels)
         routes.append(last_route(model))
     assert torch.equal(*routes)
+
+
+@pytest.mark.parametrize("routing", ["batch", "sample"])
+def test_a_mask_of_sound_fits_no_earlier_convolution(routing):
+    inputs = inputs_of("wav2vec2", batch=2)
+    mask = {"attention_mask": torch.ones(inputs["input_values"].shape, dtype=torch.long)}
+    model = family("wav2vec2", routing, ["conv_layers.1.conv", "q_proj"])
+    logits(model, inputs)
+    with refused(RouteError, "attention_mask", "tells padding from tokens | given_route"):
+        logits(model, {**inputs, **mask})
+    model = family("wav2vec2", routing)
+    torch.testing.assert_close(logits(model, {**inputs, **mask}), logits(model, inputs), rtol=0, atol=1e-9)

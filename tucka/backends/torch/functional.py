@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
-from tucka.backends.torch.private import version_of
-from tucka.backends.torch.thin import add_product, compute_dtype, project, turned, wide_dtype, without_autocast
+from tucka.backends.torch.thin import add_product, has_autocast, project, wide_dtype, without_autocast
+from tucka.spec import mixes_each_row
 
-__all__ = ["LaidOut", "add_gated_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
+__all__ = [
+    "add_gated_update",
+    "by_sample",
+    "mix_cores",
+    "mixed",
+    "spread_times",
+    "times_mixed",
+    "times_own",
+    "tucker_adapt",
+    "tucker_adapt_gated",
+]
 
 # Nothing here reads a tensor back to the host, so all of it runs inside CUDA graphs and `torch.compile`. All functions
 # have second derivatives and forward-mode ones, and work under `torch.func`.
@@ -65,8 +73,8 @@ def tucker_adapt_gated(
 ) -> Tensor:
     r"""Adapt activations by any gates, from one set for all rows to one for each.
 
-    Where each row has gates of its own, per-row cores are not formed: all rows take one
-    (N, k·p·r) × (k·p·r, r) product.
+    Where each row has gates of its own, it takes r·min(r, k·p) numbers beside its d: it gets a mixed core, or all rows
+    take one (N, k·p·r) × (k·p·r, r) product.
 
     Parameters
     ----------
@@ -149,7 +157,7 @@ def mix_cores(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
     """
     check_tensors("mix_cores", cores=cores, expert_factor=expert_factor, gates=gates)
     check_parts(cores, expert_factor, gates, "mix_cores")
-    return _mixed(cores, expert_factor, gates)
+    return mixed(cores, expert_factor, gates)
 
 
 def add_gated_update(
@@ -165,57 +173,36 @@ def add_gated_update(
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
     lead = gates.ndim - 2
     if lead < x.ndim - 1 or not lead:
-        return _add_update(base, x, basis, _mixed(cores, expert_factor, gates), alpha=alpha)
+        return _add_update(base, x, basis, mixed(cores, expert_factor, gates), alpha=alpha)
     inner, rows = project(x, basis)
-    rank, slices = basis.shape[1], cores.shape[0] * cores.shape[1]
-    stacked = cores.to(inner.dtype).reshape(-1, rank)
+    return _finish(base, x, rows, times_own(inner, cores, expert_factor, gates, alpha=alpha), basis)
+
+
+def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float) -> Tensor:
+    """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
+    groups, slices, rank, _ = cores.shape
     weights = _expert_weights(expert_factor, gates)
-    weights = (weights if alpha == 1 else alpha * weights).to(inner.dtype).reshape(-1, slices, 1)
-    spread = (weights * inner[:, None, :]).reshape(-1, slices * rank)
-    return _finish(base, x, rows, spread @ stacked, basis)
+    weights = (weights if alpha == 1 else alpha * weights).to(inner.dtype)
+    stacked = cores.to(inner.dtype).reshape(-1, rank, rank)
+    times = times_mixed if mixes_each_row(rank, groups, slices) else spread_times
+    return times(inner, weights, stacked)
 
 
-class LaidOut:
-    """What all calls with one route have in common: the mixed core and the turned basis, in the dtype of the input."""
-
-    def __init__(
-        self,
-        cores: Tensor,  # (k, p, r, r)
-        expert_factor: Tensor,  # (t, p)
-        basis: Tensor,  # (d, r)
-        gates: Tensor,  # (k, t) or (B, k, t)
-        x: Tensor,  # (..., d)
-        *,
-        alpha: float,
-    ) -> None:
-        dtype = compute_dtype(x)
-        self._sources = (cores, expert_factor, basis, gates)
-        self._state = self._state_of(x)
-        self._turned = turned(basis, dtype)
-        mixed = _mixed(cores, expert_factor, gates)
-        self._core = (mixed if alpha == 1 else alpha * mixed).to(dtype)
-
-    def _state_of(self, x: Tensor) -> tuple[Any, ...]:
-        return (compute_dtype(x), *((version_of(part), part.data_ptr()) for part in self._sources))
-
-    def is_of(self, cores: Tensor, expert_factor: Tensor, basis: Tensor, gates: Tensor, x: Tensor) -> bool:
-        """Tell whether the parts are the ones that this was made of, and have not changed since."""
-        known = self._sources
-        same = known[0] is cores and known[1] is expert_factor and known[2] is basis and known[3] is gates
-        return same and self._state == self._state_of(x)
-
-    def add_update(self, base: Tensor, x: Tensor) -> Tensor:
-        """Add the update of `x` (..., d) to `base` (..., d), bit for bit as `add_gated_update` does."""
-        core, basis = self._core, self._turned
-        rows = x.reshape(-1, x.shape[-1]).to(core.dtype)
-        inner = rows @ basis.t()
-        inner = inner @ core if core.ndim == 2 else _by_sample(inner, core)
-        return torch.addmm(rows if base is x else base.reshape(rows.shape).to(core.dtype), inner, basis).reshape(
-            base.shape
-        )
+def times_mixed(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
+    """Multiply rows (N, r) by cores mixed for each, with weights (N, kp) of the cores (kp, r, r)."""
+    rank = cores.shape[-1]
+    mixed = (weights @ cores.reshape(-1, rank * rank)).reshape(-1, rank, rank)
+    return torch.bmm(inner[:, None, :], mixed).squeeze(1)
 
 
-def _by_sample(inner: Tensor, core: Tensor) -> Tensor:
+def spread_times(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
+    """Multiply rows (N, r), spread by their weights (N, kp), by all cores (kp, r, r) in one product."""
+    rank = cores.shape[-1]
+    spread = weights[:, :, None] * inner[:, None, :]
+    return spread.reshape(-1, cores.shape[0] * rank) @ cores.reshape(-1, rank)
+
+
+def by_sample(inner: Tensor, core: Tensor) -> Tensor:
     """Multiply rows (N, r) by the core (B, ..., r, r) of their sample."""
     rank = core.shape[-1]
     sets = core.reshape(-1, rank, rank)
@@ -227,7 +214,7 @@ def _add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, a
     inner, rows = project(x, basis)
     # Scaled here, where there are r² numbers and not N·r or N·d.
     core = (mixed_core if alpha == 1 else alpha * mixed_core).to(inner.dtype)
-    inner = inner @ core if core.ndim == 2 else _by_sample(inner, core)
+    inner = inner @ core if core.ndim == 2 else by_sample(inner, core)
     return _finish(base, x, rows, inner, basis)
 
 
@@ -238,21 +225,30 @@ def _finish(base: Tensor, x: Tensor, rows: Tensor, inner: Tensor, basis: Tensor)
     return add_product(rows, inner, basis).reshape(base.shape)
 
 
-def _mixed(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
+def mixed(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
     """Mix cores by gates (..., k, t) to (..., r, r)."""
     groups, slices, rank, _ = cores.shape
-    weights = _expert_weights(expert_factor, gates).reshape(-1, groups * slices)
-    mixed = _wide_product(weights, cores.to(weights.dtype).reshape(groups * slices, rank * rank))
-    return mixed.reshape(*gates.shape[:-2], rank, rank)
+    weights = _expert_weights(expert_factor, gates)
+    stacked = cores.reshape(groups * slices, rank * rank)
+    core = _wide_product(weights, stacked if stacked.dtype is weights.dtype else stacked.to(weights.dtype))
+    return core.reshape(*gates.shape[:-2], rank, rank)
 
 
 def _expert_weights(expert_factor: Tensor, gates: Tensor) -> Tensor:
-    """Contract gates (..., k, t) with the expert factor to the weight of each core slice, (..., k, p)."""
-    dtype = wide_dtype(expert_factor, gates)
-    return _wide_product(gates.to(dtype), expert_factor.to(dtype))
+    """Contract gates (..., k, t) with the expert factor to the weight of each core slice, (N, k·p)."""
+    if expert_factor.dtype is not gates.dtype or expert_factor.dtype in _NARROW:
+        dtype = wide_dtype(expert_factor, gates)
+        expert_factor, gates = expert_factor.to(dtype), gates.to(dtype)
+    weights = _wide_product(gates.reshape(-1, gates.shape[-1]), expert_factor)
+    return weights.reshape(-1, gates.shape[-2] * expert_factor.shape[-1])
+
+
+_NARROW = (torch.float16, torch.bfloat16)
 
 
 def _wide_product(left: Tensor, right: Tensor) -> Tensor:
     # Not in autocast's dtype: these are few numbers, and all experts are weighed by them.
+    if not has_autocast(left.device.type):
+        return left @ right
     with without_autocast(left.device.type):
         return left @ right

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, open_weight, step_gain, width_of
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
-from tucka.backends.torch.functional import LaidOut, add_gated_update
+from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.laid_out import LaidOut
+from tucka.backends.torch.private import is_of_deepspeed, is_offloaded, is_transformed, parameters_by_name
+from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import RouteError, expected
 from tucka.spec import TuckerSpec
 
@@ -38,6 +41,7 @@ class ExpertParts(nn.Module):
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
         self.basis = nn.Parameter(torch.empty(in_features, rank))
+        self._laid_out: LaidOut | None = None
         self.reset_parameters(init_weights=init_weights, gain=gain)
 
     @torch.no_grad()
@@ -89,15 +93,37 @@ class ExpertParts(nn.Module):
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
-    def forward(self, base: Tensor, x: Tensor, gates: Tensor, laid_out: dict[Any, Any] | None = None) -> Tensor:
+    def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
+        laid = self.laid_out(x)
+        if laid is not None:
+            return laid.add_update(base, x, gates)
         cores, expert_factor, basis = self.factors()
-        if laid_out is not None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            known = laid_out.get(id(self))
-            if known is None or not known.is_of(cores, expert_factor, basis, gates, x):
-                known = laid_out[id(self)] = LaidOut(cores, expert_factor, basis, gates, x, alpha=self.spec.alpha)
-            return known.add_update(base, x)
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.spec.alpha)
+
+    def laid_out(self, x: Tensor) -> LaidOut | None:
+        """Return what calls with inputs of one dtype have in common; None where that may not, or need not, be kept."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        dtype, laid = compute_dtype(x), self._laid_out
+        if laid is not None and laid.is_of(parameters_by_name(self), dtype):
+            return laid
+        parameters = [self.cores, self.expert_factor, self.basis]
+        if any(not _is_at_rest(each) for each in parameters) or is_offloaded(self):
+            self._laid_out = None
+            return None
+        laid = self._laid_out = LaidOut(parameters, self.factors(), dtype, self.spec.alpha)
+        return laid
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind what can be laid out again."""
+        return {**self.__dict__, "_laid_out": None}
+
+
+def _is_at_rest(parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter is neither cut, moved nor copied by an engine, nor one of a transformation."""
+    is_plain = type(parameter) is nn.Parameter and not parameter.is_meta
+    return is_plain and not is_of_deepspeed(parameter) and not is_transformed(parameter)
 
 
 def _holding_ones(like: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
-from torch.utils.checkpoint import _CachingTorchDispatchMode
+from torch.utils.checkpoint import CheckpointFunction, _CachingTorchDispatchMode
 
 __all__ = [
     "assert_later",
@@ -19,13 +19,18 @@ __all__ = [
     "checkpoint_frame",
     "data_parallel_group",
     "has_input_hooks",
+    "is_any_autocast_on",
     "is_of_deepspeed",
+    "is_offloaded",
     "is_replica",
     "is_transformed",
     "modules_by_name",
     "outer_checkpoint_frames",
     "outside_checkpoints",
+    "parameters_by_name",
     "pooled_mask",
+    "reentrant_checkpoint",
+    "states_of",
     "version_of",
 ]
 
@@ -49,6 +54,20 @@ def outer_checkpoint_frames() -> list[tuple[Any, bool]]:
         for pack, unpack in reversed(taken):
             stack._push_saved_tensors_default_hooks(pack, unpack)
     return [found for found in map(_frame_of, taken[1:]) if found[0] is not None]
+
+
+def reentrant_checkpoint() -> Any:
+    """Return torch's object for the reentrant checkpoint around this call, the same in its backward; None without."""
+    # It looks at the callers: there is no other trace of such checkpoints, which run without gradients at first.
+    caller: Any = inspect.currentframe()
+    while caller is not None:
+        if caller.f_code in _REENTRANT:
+            return caller.f_locals["ctx"]
+        caller = caller.f_back
+    return None
+
+
+_REENTRANT = (CheckpointFunction.forward.__code__, CheckpointFunction.backward.__code__)
 
 
 def _frame_of(hooks: Any) -> tuple[Any, bool]:
@@ -89,13 +108,24 @@ def outside_checkpoints() -> Iterator[None]:
         yield
 
 
+def is_any_autocast_on() -> bool:
+    """Tell whether autocast is on for any type of device, in a tenth of the time that asking for one takes."""
+    return torch._C._is_any_autocast_enabled()
+
+
 def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
     """Convert a mask of audio samples (B, T) to one of feature frames (B, length) by the model's own function."""
-    convert = getattr(model, "_get_feature_vector_attention_mask", None)
-    if callable(convert):
-        return cast(Tensor, convert(length, mask))
-    convert = getattr(model, "_get_output_attention_mask", None)
-    return cast(Tensor, convert(mask, length)) if callable(convert) else None
+    of_features = getattr(model, "_get_feature_vector_attention_mask", None)
+    if callable(of_features):
+        return _if_complete(lambda each: of_features(length, each), mask)
+    of_output = getattr(model, "_get_output_attention_mask", None)
+    return _if_complete(lambda each: of_output(each, length), mask) if callable(of_output) else None
+
+
+def _if_complete(convert: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor | None:
+    """Convert a mask, unless one of a sound without padding would leave frames out: those are of an earlier layer."""
+    whole = convert(torch.ones(1, mask.shape[1], dtype=mask.dtype))  # on the CPU, where looking at it waits for nothing
+    return convert(mask) if bool((whole != 0).all()) else None
 
 
 def pooled_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
@@ -118,6 +148,11 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def states_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Say of each tensor how often it has been written to, and where its numbers are."""
+    return [(0 if each.is_inference() else each._version, each.data_ptr()) for each in tensors]
+
+
 def assert_later(condition: Tensor, message: str) -> None:
     """Raise if a condition is false once it is computed, without waiting for it: for code that is being compiled."""
     torch._assert_async(condition, message)
@@ -128,14 +163,24 @@ def has_input_hooks(module: nn.Module) -> bool:
     return bool(module._forward_pre_hooks)
 
 
-def modules_by_name(container: nn.ModuleDict) -> Any:
+def modules_by_name(container: nn.Module) -> Any:
     """Return what a container holds as a plain dictionary, which is read in a tenth of the time."""
     return container._modules
+
+
+def parameters_by_name(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own parameters as a plain dictionary."""
+    return module._parameters
 
 
 def is_replica(module: nn.Module) -> bool:
     """Tell whether a module is one of the copies that nn.DataParallel makes for each call."""
     return bool(getattr(module, "_is_replica", False))
+
+
+def is_offloaded(module: nn.Module) -> bool:
+    """Tell whether Accelerate brings a module's parameters to the device for each call, and takes them away again."""
+    return hasattr(module, "_hf_hook")
 
 
 def is_of_deepspeed(parameter: nn.Parameter) -> bool:

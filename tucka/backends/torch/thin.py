@@ -10,17 +10,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from tucka.backends.torch.private import is_any_autocast_on
+
 __all__ = ["add_product", "compute_dtype", "has_autocast", "project", "turned", "wide_dtype", "without_autocast"]
 
 # Left to automatic differentiation, these products cost twice what they need. Here a basis is turned once in each pass
 # (see `turned`), and the gradient of x is summed inside the product's own kernel (see `project`). What is kept for the
 # backward is x as it was given, strided or to be cast: layers that read the same input keep one copy between them.
-# A compiler sees the plain products and makes its own choices; without gradients nothing is recorded.
+# A compiler sees the plain products and makes its own choices, and where x is small they cost less than our calls;
+# without gradients nothing is recorded.
 
 
 def has_autocast(device: str) -> bool:
     """Tell whether torch casts what it multiplies on a type of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return is_any_autocast_on() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:
@@ -40,6 +43,8 @@ def wide_dtype(*tensors: Tensor) -> torch.dtype:
 def compute_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which products of `x` run: autocast's where it is on, else that of `x`."""
     # Float64 stays float64 under autocast, as in torch's own products.
+    if not is_any_autocast_on():
+        return x.dtype
     if x.dtype != torch.float64 and has_autocast(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
@@ -50,22 +55,31 @@ def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     # Use the returned rows where x would be added to something made from x U: both parts of the gradient then meet in
     # one backward, where the product's own kernel adds them without a further pass over (N, d) numbers.
     dtype = compute_dtype(x)
-    if torch.compiler.is_compiling():
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Project.forward(x, basis, dtype)
+    if _is_plain(x, dtype):
         rows = x.reshape(-1, x.shape[-1]).to(dtype)
         return rows @ basis.to(dtype), rows
-    if not torch.is_grad_enabled():
-        return _Project.forward(x, basis, dtype)
     inner, rows = _Project.apply(x, basis, dtype)
     return inner, rows
 
 
 def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
     """Return ``rows + inner Uᵀ`` for rows (N, d), `inner` (N, r) in their dtype, and a basis U (d, r)."""
-    if torch.compiler.is_compiling():
-        return torch.addmm(rows, inner, basis.to(rows.dtype).t())
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _AddProduct.forward(rows, inner, basis)
+    if _is_plain(rows, rows.dtype):
+        return torch.addmm(rows, inner, basis.to(rows.dtype).t())
     return _AddProduct.apply(rows, inner, basis)  # type: ignore[no-any-return]
+
+
+def _is_plain(x: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether to leave these products to automatic differentiation: for a compiler, or where x is small."""
+    return torch.compiler.is_compiling() or (x.numel() <= _FEW and x.dtype is dtype and x.is_contiguous())
+
+
+# Numbers in x up to which the calls of a backward of our own take longer than what it saves.
+_FEW = 65536
 
 
 def turned(basis: Tensor, dtype: torch.dtype) -> Tensor:

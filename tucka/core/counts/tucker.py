@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tucka.core.counts.costs import Amount, Cost, Layer, Sizes
+from tucka.spec import mixes_each_row
 
 __all__ = ["router_cost", "tucker_cost"]
 
@@ -24,9 +25,10 @@ def tucker_cost(layer: Layer, sizes: Sizes) -> Cost:
     # Ḡ = Σ (γ C) G: the weights γ C, and their product with the cores.
     weights, mixing = k * t * p, k * p * r * r
     if sizes["routing"] == "token" and not sizes["pinned"]:
-        # No Ḡ is formed: each token has its weights, their outer product with x U, and that times the stacked cores.
-        forward = Amount(per_token=2 * d * r + weights + k * p * r + mixing)
-        kept = Amount(per_token=d + 2 * r + k * p + k * p * r)  # x, x U, (x U) Ḡ, γ C, the outer product
+        # Each token has a Ḡ, which is multiplied by x U; or the outer product of γ C and x U, times the stacked cores.
+        own = r * r if mixes_each_row(r, k, p) else k * p * r
+        forward = Amount(per_token=2 * d * r + weights + own + mixing)
+        kept = Amount(per_token=d + 2 * r + k * p + own)  # x, x U, (x U) Ḡ, γ C, and Ḡ or the outer product
     else:
         forward = Amount(per_token=2 * d * r + r * r) + _for_each_decision(weights + mixing, sizes)
         # x counts in every layer, although layers that read the same input share one copy.

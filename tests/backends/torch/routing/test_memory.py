@@ -9,10 +9,18 @@ from support.adapting import adapt
 from support.routed import FAMILIES, routed
 from support.tiny_models import WIDTH, inputs_for, tokens
 from tucka.backends.torch import routing_scope
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ShapeError
 from tucka.peft import given_route
 
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
+
+
+def started(model):
+    """A model whose routers collect no first batches any more."""
+    for router in scope_of(model).routers("default").values():
+        router.is_initialized.fill_(True)
+    return model
 
 
 def tensors_left(run, *, times=20):
@@ -41,7 +49,7 @@ def tensors_left(run, *, times=20):
 @routings
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_forwards_whose_outputs_are_dropped(kind, routing, checkpointed):
-    model, inputs = adapt(kind, routing=routing).train(), inputs_for(kind)
+    model, inputs = started(adapt(kind, routing=routing)).train(), inputs_for(kind)
     if checkpointed:
         if kind == "plain":
             pytest.skip("a plain model has no checkpointing of its own")
@@ -52,7 +60,7 @@ def test_forwards_whose_outputs_are_dropped(kind, routing, checkpointed):
 
 @routings
 def test_forwards_that_return_a_cache(routing):
-    model, inputs = adapt("llama", routing=routing).train(), inputs_for("llama")
+    model, inputs = started(adapt("llama", routing=routing)).train(), inputs_for("llama")
     assert tensors_left(lambda: model(**inputs, use_cache=True)) == 0
 
 
@@ -60,7 +68,7 @@ def test_forwards_that_return_a_cache(routing):
 def test_layers_that_see_cached_tokens_again(routing):
     base = FAMILIES["deepseek-v3"].build()
     base.set_experts_implementation("eager")
-    model = routed(base, ["q_b_proj", "kv_b_proj"], routing).train()
+    model = started(routed(base, ["q_b_proj", "kv_b_proj"], routing)).train()
     assert tensors_left(lambda: model(input_ids=tokens(2, 5), use_cache=True), times=5) == 0
 
 
@@ -68,7 +76,7 @@ def test_layers_that_see_cached_tokens_again(routing):
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_gradient_of_a_part_of_the_graph(routing, checkpointed):
     """The backward does not reach the layers before."""
-    model = adapt("llama", routing=routing).train()
+    model = started(adapt("llama", routing=routing)).train()
     head = model.base_model.model.lm_head.weight.requires_grad_(True)
     if checkpointed:
         model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
@@ -79,7 +87,7 @@ def test_a_gradient_of_a_part_of_the_graph(routing, checkpointed):
 
 @routings
 def test_scopes_given_routes_and_errors(routing):
-    model, x = adapt("plain", routing=routing).train(), torch.randn(3, WIDTH)
+    model, x = started(adapt("plain", routing=routing)).train(), torch.randn(3, WIDTH)
     root = model.base_model.model
 
     def run():
@@ -96,14 +104,14 @@ def test_scopes_given_routes_and_errors(routing):
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @routings
 def test_generation(kind, routing):
-    model, ids = adapt(kind, routing=routing), tokens(1, 5)
+    model, ids = started(adapt(kind, routing=routing)), tokens(1, 5)
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "do_sample": False}
     assert tensors_left(lambda: model.generate(input_ids=ids, **options), times=3) == 0
 
 
 @routings
 def test_training_steps(routing):
-    model, inputs = adapt("bert", routing=routing).train(), inputs_for("bert")
+    model, inputs = started(adapt("bert", routing=routing)).train(), inputs_for("bert")
 
     def run():
         model(**inputs).loss.backward()

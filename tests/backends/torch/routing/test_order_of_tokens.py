@@ -116,7 +116,7 @@ class Pooled(nn.Module):
 
 
 def test_regions_that_are_computed_again_share_a_mean_of_token_gates():
-    model = routed(Pooled(), ["first", "0", "1"], "token").train()
+    model = routed(Pooled(), ["first", "0", "1"], "token")
     found = []
     for again in (False, True):
         model.zero_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.private import checkpoint_frame, outer_checkpoint_frames
+from tucka.backends.torch.private import checkpoint_frame, outer_checkpoint_frames, reentrant_checkpoint
 from tucka.backends.torch.routing.generation import Generation
 from tucka.backends.torch.routing.inputs import Inputs, caches_in, read_inputs
 from tucka.backends.torch.routing.parts import Part
@@ -118,6 +118,7 @@ class Forwards:
         self.state = _State()
         self._by_frame: weakref.WeakKeyDictionary[Any, dict[str, Forward]] = weakref.WeakKeyDictionary()
         self._given_by_frame: weakref.WeakKeyDictionary[Any, dict[str, Tensor]] = weakref.WeakKeyDictionary()
+        self._has_given_regions = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave running calls behind: they hold graphs, which cannot be copied."""
@@ -128,18 +129,34 @@ class Forwards:
 
     def innermost(self, part: str) -> Forward | None:
         """Return the call that a layer of a part which runs now belongs to."""
-        found = next((forward for forward in reversed(self.state.open) if forward.part.name in (part, None)), None)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        stack = self.state.open
+        found = stack[-1] if stack else None
+        if found is not None and found.part.name not in (part, None):
+            found = next((forward for forward in reversed(stack) if forward.part.name in (part, None)), None)
+        if torch.compiler.is_compiling():
             return found
+        if not torch.is_grad_enabled():
+            return found if found is None or not found.grad else self._without_gradients(part, found)
         frame, again = checkpoint_frame()
         if frame is None:
-            return found
+            return self._in_reentrant(part) if found is None else found
         if found is not None and found.frame is frame:  # the whole call is inside of the checkpoint
             return found
         known = self._by_frame.get(frame, {}).get(part)
         if again or known is not None:
             return known if again or found is None else found
         return self._in_region(frame, part, found)
+
+    def _in_reentrant(self, part: str) -> Forward | None:
+        region = reentrant_checkpoint()
+        return None if region is None else self._by_frame.get(region, {}).get(part)
+
+    def _without_gradients(self, part: str, found: Forward) -> Forward:
+        """Note which call the layers of a reentrant checkpoint belong to."""
+        region = reentrant_checkpoint()
+        if region is not None:
+            self._by_frame.setdefault(region, {})[part] = found.replay()
+        return found
 
     def _in_region(self, frame: Any, part: str, found: Forward | None) -> Forward | None:
         """Note which call the layers of a checkpointed region, and of those around it, belong to."""
@@ -155,19 +172,32 @@ class Forwards:
 
     def given(self, adapter: str) -> Tensor | None:
         """Return a caller's gates for an adapter of which no calls are recorded; in a recomputation, those of then."""
-        known = next((gates[adapter] for gates in reversed(self.state.given) if adapter in gates), None)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        stack = self.state.given
+        known = next((gates[adapter] for gates in reversed(stack) if adapter in gates), None) if stack else None
+        if (known is None and not self._has_given_regions) or torch.compiler.is_compiling():
             return known
-        region = checkpoint_frame()
-        if region[0] is None:
-            return known
-        regions = [region, *outer_checkpoint_frames()]
-        again = next((frame for frame, is_again in regions if is_again), None)
-        known = known if again is None else self._given_by_frame.get(again, {}).get(adapter)
-        if known is not None:
+        regions = self._regions()
+        for frame, again in regions:
+            if again:
+                known = self._given_by_frame.get(frame, {}).get(adapter)
+        if known is not None and regions:
+            self._has_given_regions = True
             for frame, _ in regions:
                 self._given_by_frame.setdefault(frame, {})[adapter] = known
         return known
+
+    def has_given(self) -> bool:
+        """Tell whether a caller's route may be in use here, or in a recomputation."""
+        return self._has_given_regions or bool(self.state.given)
+
+    @staticmethod
+    def _regions() -> list[tuple[Any, bool]]:
+        """List the checkpointed regions around this call, and whether each is computed again."""
+        region = reentrant_checkpoint()
+        if region is not None:
+            return [(region, torch.is_grad_enabled())]
+        frame, again = checkpoint_frame() if torch.is_grad_enabled() else (None, False)
+        return [] if frame is None else [(frame, again), *outer_checkpoint_frames()]
 
     @contextlib.contextmanager
     def opened(self, forward: Forward) -> Iterator[Forward]:
@@ -207,14 +237,16 @@ class Call:
     def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], method: Any = None) -> Any:
         """Run the forward, or another method of the module, with a record of it."""
         forwards: Forwards = self.scope.forwards
-        parent = forwards.state.open[-1] if forwards.state.open else None
+        stack = forwards.state.open
+        parent = stack[-1] if stack else None
+        if any(running.module is self.module for running in stack):  # for somebody else, from inside of itself
+            parent = None
         forward = Forward(self.part, self.module, args, kwargs, parent)
         if forward.grad and not torch.compiler.is_compiling():
             forward.frame = checkpoint_frame()[0]
         self.scope.memory.begin(forward)
         if method is not None and method.goes_on:
             self.scope.memory.go_on(forward)
-        stack = forwards.state.open
         stack.append(forward)
         try:
             output = function(*args, **kwargs)

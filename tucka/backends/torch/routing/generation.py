@@ -18,14 +18,16 @@ __all__ = ["Generating", "Generation", "Preparing"]
 class Generation:
     """One call of ``generate``: the prompt that it was given, and the routes of that prompt."""
 
-    def __init__(self, prompt_tokens: int | None, mask: Any) -> None:
-        self.prompt_tokens = prompt_tokens
+    def __init__(self, prompt: Tensor | None, mask: Any, times: int) -> None:
+        self.rows = None if prompt is None else prompt.shape[0]
+        self.prompt_tokens = prompt.shape[1] if prompt is not None and prompt.ndim > 1 else None
+        self.times = times  # how many rows there are for each of the prompt: beams, or sequences to return
         self.mask = mask
         self.held: dict[str, Route] = {}
-        self.encoded: dict[str, Route] = {}
-        self.encoder_output: Tensor | None = None
+        # What encoders have returned, and the routes of that.
+        self.encoded: list[tuple[Tensor, dict[str, Route]]] = []
         self.prepared: list[Tensor] = []
-        self.laid_out: dict[Any, Any] = {}  # by layer and adapter: mixed cores and turned bases
+        self.last: tuple[Any, ...] | None = None  # its latest call, cache and routes
 
     def owns(self, kwargs: Mapping[str, Any]) -> bool:
         """Tell whether a call of the model is this generation's own: its inputs were prepared just before."""
@@ -43,15 +45,12 @@ class Generation:
 
     def expanded(self, hidden: Tensor) -> dict[str, Route] | None:
         """Return the routes of an encoder's output that generation has repeated for its beams; None for others."""
-        known = self.encoder_output
-        if known is None or hidden.shape[1:] != known.shape[1:] or hidden.shape[0] % known.shape[0]:
-            return None
-        times = hidden.shape[0] // known.shape[0]
-        if not torch.equal(
-            hidden.unflatten(0, (known.shape[0], times)), known[:, None].expand(-1, times, *known.shape[1:])
-        ):
-            return None
-        return {name: route.repeated(times) for name, route in self.encoded.items()}
+        for known, routes in reversed(self.encoded):
+            if hidden.shape[1:] != known.shape[1:] or hidden.shape[0] != known.shape[0] * self.times:
+                continue
+            if torch.equal(hidden, known.repeat_interleave(self.times, dim=0)):
+                return {name: route.repeated(self.times) for name, route in routes.items()}
+        return None
 
 
 class _Replaced:
@@ -93,13 +92,23 @@ class Generating(_Replaced):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Generate, with the arguments of the model's own method."""
-        prompt = next(
-            (kwargs[name] for name in ("inputs_embeds", "input_ids", "inputs") if kwargs.get(name) is not None), None
-        )
-        prompt = args[0] if prompt is None and args and isinstance(args[0], Tensor) else prompt
-        tokens = prompt.shape[1] if isinstance(prompt, Tensor) and prompt.ndim > 1 else None
-        with self.generating(Generation(tokens, kwargs.get("attention_mask"))):
+        generation = Generation(self._prompt(args, kwargs), kwargs.get("attention_mask"), self._times(kwargs))
+        with self.generating(generation):
             return self.__wrapped__(*args, **kwargs)
+
+    def _prompt(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        names = ("inputs_embeds", "input_ids", "inputs", getattr(self.model, "main_input_name", "input_ids"))
+        values = (*(kwargs.get(name) for name in names), *args[:1])
+        return next((value for value in values if isinstance(value, Tensor)), None)
+
+    def _times(self, kwargs: Mapping[str, Any]) -> int:
+        """Say how many rows generation makes of each row of the prompt."""
+        configs = (kwargs.get("generation_config"), getattr(self.model, "generation_config", None))
+        times = 1
+        for name in ("num_beams", "num_return_sequences"):
+            values = (kwargs.get(name), *(getattr(config, name, None) for config in configs))
+            times = max(times, next((value for value in values if value is not None), 1))
+        return times
 
     @contextlib.contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
@@ -108,11 +117,9 @@ class Generating(_Replaced):
         stack.append(generation)
         try:
             yield
-            # Calls of others inside may have run after the last of its own.
-            for name, route in generation.held.items():
-                self.scope.note(name, "", route.gates)
         finally:
             del stack[stack.index(generation) :]
+            self.scope.memory.end_generation(generation)
 
 
 class Preparing(_Replaced):

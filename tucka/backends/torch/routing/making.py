@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tucka.backends.torch.private import is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
+from tucka.backends.torch.routing.caches import check_empty
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
@@ -19,7 +20,7 @@ from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import Fit, Route
-from tucka.backends.torch.routing.starting import can_start_inside, start_from_batch
+from tucka.backends.torch.routing.starting import FirstBatches, can_start_inside
 from tucka.errors import RouteError, expected
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ class Maker:
     def __init__(self, scope: RoutingScope) -> None:
         self.scope = scope
         self.warned: set[str] = set()
+        self.first: dict[tuple[str, str], FirstBatches] = {}  # by adapter and part, while its router waits
 
     def make(self, adapter: str, layer: Any, x: Tensor, forward: Forward, layout: Layout) -> Route:
         """Route on the input (..., d) of a layer, for it and all others of its part of the model."""
         router = self._checked_router(adapter, layer, x, forward)
         if layout is Layout.PIECES and x.shape[1:-1] != (forward.inputs.tokens,):
             rule, got = "a route that is made of all tokens", "a layer that is called on some of them at a time"
-            cure = "Set chunk_size_feed_forward=0, or give or pin the route"
+            cure = "Take it out with exclude_modules, set chunk_size_feed_forward=0, or give or pin the route"
             raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
         if forward.part.name is None and forward.inputs.rows is None:  # a layer called by itself in a routing scope
             forward.inputs.rows = x.shape[0]
@@ -83,8 +85,8 @@ class Maker:
     ) -> Tensor:
         """Call the router on an input (B, ..., d)."""
         trains = layer.training and torch.is_grad_enabled()
-        if trains and router.waits and not torch.compiler.is_compiling() and not is_transformed(rows):
-            self._start(adapter, router, rows, mask)
+        may_start = trains and router.waits and router.centroids.requires_grad
+        router.may_change = may_start and self._still_waits(adapter, layer.tucka_part, router, rows, mask)
         if documents is not None:
             return router.of_documents(rows, mask, documents)
         common = trains and router.spec.routing == "batch" and self.scope.options[adapter].synchronized
@@ -94,16 +96,29 @@ class Maker:
         gates: Tensor = router(rows, mask)
         return gates
 
-    def _start(self, adapter: str, router: Router, rows: Tensor, mask: Tensor | None) -> None:
-        """Start a router that no data has started from its first batch in training, or say that it was not started."""
+    def _still_waits(self, adapter: str, part: str, router: Router, rows: Tensor, mask: Tensor | None) -> bool:
+        """Start a router that no data has started from its first batches in training, or say that it is not started."""
+        if is_transformed(rows):
+            return False
         group = ranks_of(self.scope.group)
-        if can_start_inside(router, self.scope.root, group):
-            start_from_batch(router, rows, mask, group)
-        elif f"start of {adapter}" not in self.warned:
-            self.warned.add(f"start of {adapter}")
-            rule = f"a start from data before the model is prepared for several devices (adapter {adapter!r})"
-            cure = "Call tucka.peft.initialize_router(model, batches) before that; now it trains from random directions"
-            warnings.warn(expected("router", rule, "none", cure=cure), stacklevel=2)
+        if torch.compiler.is_compiling() or not can_start_inside(router, self.scope.root, group):
+            self._warn_of_no_start(adapter)
+            return False
+        first = self.first.setdefault((adapter, part), FirstBatches())
+        if not first.start(router, rows, mask, group):
+            return True
+        del self.first[adapter, part]
+        return False
+
+    def _warn_of_no_start(self, adapter: str) -> None:
+        key = f"start of {adapter}"
+        is_new = torch.compiler.is_compiling() or key not in self.warned  # a set that changes would compile anew
+        if not torch.compiler.is_compiling():
+            self.warned.add(key)
+        rule = f"a start from data before the model is compiled, or prepared for several devices (adapter {adapter!r})"
+        cure = "Call tucka.peft.initialize_router(model, batches) before that; now it trains from random directions"
+        if is_new:
+            _warn(expected("router", rule, "none", cure=cure))
 
     def _mask(
         self, adapter: str, layer: Any, rows: Tensor, forward: Forward, *, by_token: bool
@@ -206,7 +221,9 @@ class Maker:
             raise RouteError(expected("route", rule, got, where=where, cure=cure))
         if forward.past != 0:
             got = "a filled cache that carries no route, or whose rows have been changed"
-            raise RouteError(expected("route", "the route of the cache's prompt", got, where=where, cure=cure))
+            message = expected("route", "the route of the cache's prompt", got, where=where, cure=cure)
+            if not check_empty(forward.inputs.cache, message):
+                raise RouteError(message)
         prompt = None if forward.generation is None else forward.generation.prompt_tokens
         tokens = forward.inputs.tokens
         if prompt is not None and tokens is not None and tokens < prompt and not layer.tucka_role:
@@ -251,3 +268,11 @@ class Maker:
         root = self.scope.root
         parameters = root.named_parameters() if root is not None else ()
         return any(value.requires_grad and ".tucka_experts." not in f".{name}" for name, value in parameters)
+
+
+def _warn_now(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+# Run once where a compiler reads the call.
+_warn: Callable[[str], None] = torch.compiler.assume_constant_result(_warn_now)

@@ -22,7 +22,8 @@ def fitting_mask(inputs: Inputs, model: nn.Module, x: Tensor, *, past: bool) -> 
     mask = inputs.mask
     if isinstance(mask, Mapping):  # one for each kind of layer
         mask = mask.get(_FULL)
-    if mask is None or x.ndim < 3:
+    convert = _BY_CLASS.get(type(model).__name__, _by_sound if inputs.tokens is None else None)
+    if mask is None or x.ndim < 3 or convert is _all:
         return None
     if not isinstance(mask, Tensor):
         raise _unusable(model, type(mask).__name__)
@@ -42,10 +43,7 @@ def fitting_mask(inputs: Inputs, model: nn.Module, x: Tensor, *, past: bool) -> 
         mask = mask[:, mask.shape[1] - tokens :]
     if mask.shape[1] == tokens:
         return mask
-    convert = _BY_CLASS.get(type(model).__name__, _by_sound if inputs.tokens is None else None)
     converted = None if convert is None else convert(mask, tokens, model, inputs)
-    if converted is _ALL:
-        return None
     if converted is None or tuple(converted.shape) != (rows, tokens):
         raise _unusable(model, f"shape {tuple(mask.shape)} for inputs {tuple(x.shape)}")
     return converted
@@ -100,7 +98,6 @@ def _unusable(model: nn.Module, got: str) -> RouteError:
 
 # Conversions of a mask (B, S) for models whose layers see T tokens that the inputs do not have one by one.
 _Convert = Callable[[Tensor, int, nn.Module, Inputs], Tensor | None]
-_ALL = torch.empty(0)  # says that all tokens count
 
 
 def _by_sound(mask: Tensor, tokens: int, model: nn.Module, _inputs: Inputs) -> Tensor | None:
@@ -163,9 +160,8 @@ def _with_entities(mask: Tensor, tokens: int, _model: nn.Module, inputs: Inputs)
     return joined if joined.shape[1] == tokens else None
 
 
-def _latents(_mask: Tensor, _tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
-    """Of inputs that latents attend to: the latents are no padding."""
-    return _ALL
+def _all(_mask: Tensor, _tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    """Of tokens that all count, whatever the mask says: latents that attend to the inputs, or padded sound."""
 
 
 _BY_CLASS: dict[str, _Convert] = {
@@ -179,7 +175,7 @@ _BY_CLASS: dict[str, _Convert] = {
     "PriorTransformer": _followed_by_real_ones,
     "ChromaTransformer2DModel": _after_a_text,
     "VisualBertModel": _with_visual_tokens,
-    "Idefics2PerceiverResampler": _latents,
+    "Idefics2PerceiverResampler": _all,
     "LongformerModel": _padded_to_a_block,
     "LEDEncoder": _padded_to_a_block,
     "LEDModel": _padded_to_a_block,
@@ -191,6 +187,6 @@ _BY_CLASS: dict[str, _Convert] = {
     "MoonshineEncoder": _strided,
     "LukeModel": _with_entities,
     "MLukeModel": _with_entities,
-    "PerceiverModel": _latents,
-    "WhisperEncoder": _latents,  # it attends to all frames, whatever the mask says
+    "PerceiverModel": _all,
+    "WhisperEncoder": _all,  # it attends to all frames, whatever the mask says
 }

@@ -14,6 +14,7 @@ from tucka.backends.torch.routing.forwards import Forward
 from tucka.backends.torch.routing.routes import Route
 
 if TYPE_CHECKING:
+    from tucka.backends.torch.routing.generation import Generation
     from tucka.backends.torch.routing.scope import RoutingScope
 
 __all__ = ["Memory", "after"]
@@ -46,11 +47,8 @@ class Memory:
     def _recall(self, forward: Forward) -> None:
         """Look for the route of a generation, of a cache or of an encoder's output that a call continues."""
         generation = forward.generation
-        if generation is not None and generation.held:
-            forward.known.update(generation.held)
-            return
         hidden = _encoder_output(forward.kwargs)
-        if hidden is not None:
+        if hidden is not None:  # before what is held: a generation may encode one window after the other
             routes = getattr(hidden, "_tucka_routes", {}).get(self.scope.key)
             if routes is None and generation is not None:
                 routes = generation.expanded(hidden)
@@ -58,8 +56,11 @@ class Memory:
                     _note_on(hidden, self.scope.key, routes)
             if routes is not None:
                 forward.encoded.update(routes)
-                forward.known.update(routes)
+                forward.known.update({name: route for name, route in routes.items() if name not in forward.known})
             forward.encoder_unknown = routes is None and self._has_role("encoder")
+            return
+        if generation is not None and generation.held:
+            forward.known.update({name: gates for name, gates in generation.held.items() if name not in forward.known})
             return
         cache = forward.inputs.cache
         if cache is None:
@@ -110,17 +111,33 @@ class Memory:
         if parent is not None and parent.part.name == forward.part.name:
             return
         kept = {name: route for name, route in routes.items() if not self._by_token(name) and not route.documents}
+        cache = forward.inputs.cache if cache is None else cache
+        tokens = self._all_tokens(forward, routes) if cache is not None and self.scope.sees_again else {}
         generation = forward.generation
         if generation is not None:
             generation.prepared = []
-            if not generation.held and forward.part.name == "":
+            generation.last = (forward, cache, kept, tokens)
+            if generation.held and not tokens:  # once more when it ends: nobody else has the cache before that
+                return
+            if forward.part.name == "":
                 generation.held = {name: route.detached() for name, route in kept.items()}
-        cache = forward.inputs.cache if cache is None else cache
+        self._attach(forward, cache, kept, tokens)
+
+    def end_generation(self, generation: Generation) -> None:
+        """Let the cache of a generation that ends, whatever ends it, carry its routes."""
+        # Calls of others inside may have run after the last of its own.
+        for name, route in generation.held.items():
+            self.scope.note(name, "", route.gates)
+        if generation.last is not None:
+            self._attach(*generation.last)
+
+    def _attach(self, forward: Forward, cache: Any, kept: dict[str, Route], tokens: dict[str, Tensor]) -> None:
+        if cache is None:
+            return
         rows = forward.inputs.rows
         kept = {name: self.scope.expanded(route, forward) for name, route in kept.items()}
         kept = {name: route for name, route in kept.items() if route.rows in (None, rows)}
-        tokens = self._all_tokens(forward, routes) if cache is not None and self.scope.sees_again else {}
-        if cache is not None and (kept or tokens) and not any(is_transformed(route.gates) for route in kept.values()):
+        if (kept or tokens) and not any(is_transformed(route.gates) for route in kept.values()):
             attach_routes(cache, self.scope.key, {name: route.gates.detach() for name, route in kept.items()}, tokens)
 
     def _all_tokens(self, forward: Forward, routes: dict[str, Route]) -> dict[str, Tensor]:
@@ -150,7 +167,7 @@ class Memory:
         _note_on(hidden, self.scope.key, routes)
         generations = self.scope.forwards.state.generations
         if generations and forward.parent is None:
-            generations[-1].encoded, generations[-1].encoder_output = routes, hidden
+            generations[-1].encoded.append((hidden, routes))
 
     def _by_token(self, adapter: str) -> bool:
         return any(router.spec.routing == "token" for router in self.scope.routers(adapter).values())

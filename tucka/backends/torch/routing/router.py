@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tucka.backends.torch.checks import check_spec_type, check_tensors
+from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import without_autocast
 from tucka.checks import check_count
 from tucka.core.centroids import kaiming_centroids
@@ -82,7 +83,8 @@ class Router(nn.Module):
         )
         self.register_buffer("center", torch.zeros(self.in_features))
         self.register_buffer("is_initialized", torch.tensor(False))
-        self._has_started: bool | None = None  # what the buffer says, read once
+        self._read: tuple[Tensor, int, bool] | None = None  # the buffer, its version and what it said then
+        self.may_change = False  # whether a start may overwrite the centroids while graphs wait for their backward
         self.register_buffer("choice_bias", torch.zeros(spec.groups) if spec.balance_rate else None)
 
     def extra_repr(self) -> str:
@@ -121,12 +123,18 @@ class Router(nn.Module):
             rule, cure = f"a tensor on {self.centroids.device}, as the router", "Move one of them with .to(device)"
             raise ArrayError(expected("hidden", rule, f"one on {hidden.device}", where="Router", cure=cure))
 
-    def logits(self, feature: Tensor) -> Tensor:
+    def _compared(self) -> Tensor:
+        """Return the centroids, or a copy where graphs must do without what the start overwrites."""
+        return self.centroids.clone() if self.may_change else self.centroids
+
+    def logits(self, feature: Tensor, centroids: Tensor | None = None) -> Tensor:
         """Compare features (..., d) with the centroids, to (..., k, t) in float32 at least."""
         center = self._wide(self.center) if self.spec.has_center else None
-        dtype = torch.promote_types(feature.dtype, self._wide(self.centroids).dtype)
+        if centroids is None:
+            centroids = self._compared()
+        dtype = torch.promote_types(feature.dtype, self._wide(centroids).dtype)
         center = center if center is None else center.to(dtype)
-        centroids = self.centroids.to(dtype)
+        centroids = centroids.to(dtype)
         affinity, temperature = self.spec.affinity, self.spec.temperature
         logits: Tensor = affinity_logits(
             feature.to(dtype), centroids, affinity=affinity, center=center, temperature=temperature
@@ -185,8 +193,9 @@ class Router(nn.Module):
         if torch.compiler.is_compiling():  # a compiler widens number by number and keeps no copy
             return self.logits(hidden)
         rows = hidden.reshape(-1, hidden.shape[-1])
+        centroids = self._compared()
         pieces = [
-            checkpoint(self.logits, piece, use_reentrant=False, preserve_rng_state=False)
+            checkpoint(self.logits, piece, centroids, use_reentrant=False, preserve_rng_state=False)
             for piece in rows.split(_PIECE)
         ]
         return torch.cat(pieces).reshape(*hidden.shape[:-1], *self.centroids.shape[:2])
@@ -246,7 +255,11 @@ class Router(nn.Module):
         self.centroids.copy_(centroids)
         self.center.copy_(center)
         self.is_initialized.fill_(True)
-        self._has_started = True
+        self.look()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.look()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Convert as torch does, but leave the bias wide: in half precision it would soon be too coarse to be moved."""
@@ -260,13 +273,17 @@ class Router(nn.Module):
     @property
     def waits(self) -> bool:
         """Whether no data has started this router."""
-        if self._has_started is None and not self.is_initialized.is_meta:
-            self._has_started = bool(self.is_initialized)
-        return self._has_started is False
+        self.look()
+        return self._read is not None and not self._read[2]
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._has_started = None
+    def look(self) -> None:
+        """Read whether data has started this router, if its buffer has changed; a compiled call cannot."""
+        buffer = self.is_initialized
+        if torch.compiler.is_compiling() or buffer.is_meta:
+            return
+        known = self._read
+        if known is None or known[0] is not buffer or known[1] != version_of(buffer):
+            self._read = (buffer, version_of(buffer), bool(buffer))
 
     @staticmethod
     def _wide(tensor: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +70,6 @@ class Fit:
 
     gates: Tensor
     view: View
-    laid_out: dict[Any, Any] | None = None  # where a generation keeps what its calls have in common
 
     def rows(self, x: Tensor) -> Tensor:
         """Bring an input (..., d) into the view."""

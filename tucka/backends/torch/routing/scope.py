@@ -27,8 +27,6 @@ from tucka.errors import RouteError, expected
 __all__ = ["RouteOptions", "RoutingScope", "routing_scope", "scope_of"]
 
 _WHOLE = Part(None)
-# What is fitted at each call anew: which rows these layers get does not follow from a shape.
-_ANEW = (Layout.AS_THE_PARENT_SAYS, Layout.CACHED_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ class RoutingScope:
         self.owners: dict[str, dict[str, Any]] = {}
         self.options: dict[str, RouteOptions] = {}
         self.pinned: dict[str, Tensor] = {}
+        self._pinned_fits: dict[str, Fit] = {}
         self.load: dict[str, dict[str, Tensor]] = {}
         self.last: dict[str, dict[str, Tensor | None]] = {}
         # What is called with each route that is made: router, input (B, ..., d), mask and gates.
@@ -82,6 +81,7 @@ class RoutingScope:
         # From the start, so that a compiled forward finds the entry when it is traced, and is not traced again.
         self.last.setdefault(adapter, {})[layer.tucka_part] = None
         self.reset_load(adapter)
+        layer.tucka_router[adapter].look()
 
     def reset_load(self, adapter: str) -> None:
         """Count an adapter's routings from zero again."""
@@ -95,7 +95,15 @@ class RoutingScope:
     def forget(self, adapter: str) -> None:
         """Drop all that is kept for an adapter; with the last one, leave the model."""
         entries: dict[str, Any]
-        for entries in (self.owners, self.options, self.pinned, self.load, self.last, self.observers):
+        for entries in (
+            self.owners,
+            self.options,
+            self.pinned,
+            self._pinned_fits,
+            self.load,
+            self.last,
+            self.observers,
+        ):
             entries.pop(adapter, None)
         for forward in self.forwards.state.open:
             for routes in (forward.routes, forward.known, forward.encoded):
@@ -190,27 +198,29 @@ class RoutingScope:
         """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""
         fixed = self.pinned.get(adapter)
         if fixed is not None:
+            known = self._pinned_fits.get(adapter)
+            is_same = known is not None and known.gates is fixed and fixed.device == x.device
+            if known is not None and is_same and not self.forwards.has_given():
+                return known
             return self._pinned_fit(adapter, layer, fixed, x)
         forward = self._running(layer)
-        if torch.compiler.is_compiling() or layer.tucka_layout in _ANEW:
+        if layer.tucka_place is None or torch.compiler.is_compiling():
             return self._fit(adapter, layer, x, forward)
         # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
-        key = (adapter, x.shape[:-1], layer.tucka_layout, layer.tucka_role, x.device)
+        key = (adapter, layer.tucka_place, x.shape)
         found = forward.fits.get(key)
-        if found is None:
+        if found is None or forward.several or found.gates.device != x.device:
             found = forward.fits[key] = self._fit(adapter, layer, x, forward)
-        elif forward.several:
-            return self._fit(adapter, layer, x, forward)
         return found
 
     def _pinned_fit(self, adapter: str, layer: Any, fixed: Tensor, x: Tensor) -> Fit:
-        state = self.forwards.state
         given = self.forwards.given(adapter)
         if given is not None:
             return self._given_to_pinned(layer, given, x)
         if fixed.device != x.device:
             fixed = self.pinned[adapter] = fixed.to(x.device)
-        return Fit(fixed, AS_IT_IS, state.generations[-1].laid_out if state.generations else None)
+        found = self._pinned_fits[adapter] = Fit(fixed, AS_IT_IS)
+        return found
 
     def _fit(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Fit:
         layout = self._layout_now(layer, x, forward)
@@ -224,7 +234,7 @@ class RoutingScope:
         route = route.on(x.device)
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
-            route = self._with_earlier(adapter, route, view, forward)
+            route = self._with_earlier(adapter, layer, route, view, forward)
         is_same = route.ordered and layout not in OF_OTHER_TOKENS
         same = is_same and (layer.tucka_role != "decoder" or adapter not in forward.known)
         if layout is Layout.PIECES and route.gates.ndim == 4 and x.shape[1:-1] != route.gates.shape[1:-2]:
@@ -232,9 +242,6 @@ class RoutingScope:
         found = fitted(self.expanded(route, forward), view, x, same_tokens=same, longer=forward.past != 0)
         if found is None or (forward.several and not route.given):
             raise self._misfit(layer, x, route, forward)
-        generation = forward.generating()
-        if generation is not None and adapter in forward.known:  # one route for many calls
-            found = replace(found, laid_out=generation.laid_out)
         return found
 
     def _given_to_pinned(self, layer: Any, gates: Tensor, x: Tensor) -> Fit:
@@ -254,9 +261,15 @@ class RoutingScope:
         known = any(x is tensor for tensor in forward.of_samples)
         return Layout.SAMPLES_FIRST if known else Layout.NO_SAMPLE
 
-    def _with_earlier(self, adapter: str, route: Route, view: View | None, forward: Forward) -> Route:
+    def _with_earlier(self, adapter: str, layer: Any, route: Route, view: View | None, forward: Forward) -> Route:
         """Put the gates of earlier calls' tokens before this call's, up to the length of a cache of fixed size."""
-        gates = after(forward.earlier.get(adapter), route.gates, forward.past)
+        earlier, past = forward.earlier.get(adapter), forward.past
+        if past and (past < 0 or earlier is None or earlier.shape[1] < past):
+            got = "a cache that carries no routes of its tokens, or a compiled call, which cannot count them"
+            cure = "Let the adapted model fill the cache itself, or take this layer out with exclude_modules"
+            rule = "the routes of all cached tokens, which this layer sees again"
+            raise RouteError(expected("route", rule, got, where=self.path(layer), cure=cure))
+        gates = after(earlier, route.gates, past)
         length = 0 if view is None or view.lead is None else view.lead[1]
         return replace(
             route, gates=nn.functional.pad(gates, (0, 0, 0, 0, 0, max(0, length - gates.shape[1]))), mask=None
@@ -264,10 +277,12 @@ class RoutingScope:
 
     def expanded(self, route: Route, forward: Forward) -> Route:
         """Repeat a caller's route as generation repeats the rows for its beams."""
-        rows, known = forward.inputs.rows, route.rows
-        if not route.given or known is None or rows is None or rows == known or rows % known:
+        generation = forward.generating() if route.given and not forward.part.name else None
+        if generation is None or generation.rows is None or route.rows is None:
             return route
-        return route.repeated(rows // known) if forward.generating() is not None else route
+        if route.rows != generation.rows:  # though it may be as many as there are beams or sequences
+            return replace(route, unknown=True)
+        return route.repeated(generation.times) if forward.inputs.rows == route.rows * generation.times else route
 
     def _misfit(self, layer: Any, x: Tensor, route: Route, forward: Forward) -> RouteError:
         cure = (
@@ -321,14 +336,32 @@ class RoutingScope:
 
 
 def scope_of(model: Any) -> RoutingScope:
-    """Find the scope that a model's adapted layers share."""
+    """Find the scope that a model's adapted layers share, not that of an adapted model inside of it."""
     if isinstance(model, RoutingScope):
         return model
-    for module in model.modules() if isinstance(model, nn.Module) else ():
+    scopes = _outermost(model) if isinstance(model, nn.Module) else []
+    if len(scopes) == 1:
+        return scopes[0]
+    rule, got = "a model with TuckA layers", type(model).__name__
+    if scopes:
+        rule, got = "one adapted model", f"{got} with {len(scopes)} of them, each with routes of its own"
+    raise RouteError(expected("model", rule, got, where="scope_of"))
+
+
+def _outermost(model: nn.Module) -> list[RoutingScope]:
+    """List the scopes in a model, but for those of adapted models inside of others."""
+    found: dict[int, RoutingScope] = {}
+    for module in model.modules():
         scope = getattr(module, "tucka_scope", None)
         if isinstance(scope, RoutingScope):
-            return scope
-    raise RouteError(expected("model", "a model with TuckA layers", type(model).__name__, where="scope_of"))
+            found[id(scope)] = scope
+    if len(found) < 2:
+        return list(found.values())
+    inside = set()
+    for scope in found.values():
+        others = () if scope.root is None else scope.root.modules()
+        inside |= {id(other) for other in others if other is not scope.root}
+    return [scope for scope in found.values() if id(scope.root) not in inside]
 
 
 @contextlib.contextmanager

@@ -14,10 +14,12 @@ from tucka.core.centroids import balanced_centroids, data_aware_centroids, featu
 from tucka.core.routing import routing_feature
 from tucka.spec import Routing
 
-__all__ = ["MOST_FEATURES", "can_start_inside", "features_of", "like_batches", "start_from_batch", "start_router"]
+__all__ = ["MOST_FEATURES", "FirstBatches", "can_start_inside", "features_of", "like_batches", "start_router"]
 
 # Enough to find a few principal axes; bounds memory and time, of token routing above all.
 MOST_FEATURES = 2048
+# Fewer do not tell how samples and batches vary: a batch that is its own centre would be routed by rounding errors.
+_BATCHES, _ROWS_PER_EXPERT = 8, 4
 
 
 def features_of(router: Router, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -60,17 +62,30 @@ def start_router(router: Router, features: Tensor, *, scale: float | None = None
     router.initialize(shard_like(centroids, router.centroids), center)
 
 
-@torch.no_grad()
-def start_from_batch(router: Router, hidden: Tensor, mask: Tensor | None, group: Any = None) -> None:
-    """Start a router from the inputs (B, ..., d) of its first batch in training, put together over the ranks."""
-    rows = gather_rows(features_of(router, hidden.detach(), mask), group)
-    if not len(rows):
-        return
-    rows = rows[:: -(-len(rows) // MOST_FEATURES)]
-    if router.spec.routing == "batch":
-        mean = rows.mean(dim=0, keepdim=True)
-        rows = like_batches(mean, rows - mean, batch_size=len(rows))
-    start_router(router, rows, group=group)
+class FirstBatches:
+    """The features of a router's first batches in training, until there are enough of them to start it."""
+
+    def __init__(self) -> None:
+        self.batches: list[Tensor] = []
+
+    @torch.no_grad()
+    def start(self, router: Router, hidden: Tensor, mask: Tensor | None, group: Any = None) -> bool:
+        """Add the inputs (B, ..., d) of one batch, put together over the ranks; say whether they have started it."""
+        rows = gather_rows(features_of(router, hidden.detach(), mask), group)
+        if len(rows):
+            self.batches.append(rows[:: -(-len(rows) // MOST_FEATURES)])
+        count = sum(map(len, self.batches))
+        by_batch = router.spec.routing == "batch"
+        wanted = _ROWS_PER_EXPERT * router.spec.groups * router.spec.experts_per_group
+        if count < wanted or (by_batch and len(self.batches) < _BATCHES):
+            return False
+        rows = torch.cat(self.batches)
+        if by_batch:
+            means = torch.stack([batch.mean(dim=0) for batch in self.batches])
+            deviations = torch.cat([batch - mean for batch, mean in zip(self.batches, means, strict=True)])
+            rows = like_batches(means, deviations, batch_size=count / len(self.batches))
+        start_router(router, rows, group=group)
+        return True
 
 
 def can_start_inside(router: Router, root: nn.Module | None, group: Any) -> bool:

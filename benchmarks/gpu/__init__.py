@@ -1,0 +1,1 @@
+"""What has to be measured on a GPU, in one command of less than eight minutes: ``python -m benchmarks.gpu.run``."""
