@@ -17,6 +17,8 @@ KINDS = {
     "vision": "Images and videos",
     "audio": "Sound",
     "multimodal": "Text with images or sound",
+    "timm": "timm",
+    "diffusers": "diffusers",
     "plain torch": "Plain torch",
 }
 _WORDS = {"adding": "adding it", "start": "a forward", "training": "training"}
@@ -53,12 +55,18 @@ def summary(report: dict[str, Any]) -> str:
     """Write how many architectures of each kind work, by method."""
     lines = ["| kind | architectures | LoRA | batch | sample | token | all-linear |", "|---|---|---|---|---|---|---|"]
     for kind, title in KINDS.items():
+        if not _has(report, kind):
+            continue
         rows = [found for found in report["families"].values() if found["kind"] == kind]
         counts = [sum(not found[method] for found in rows) for method in (LORA, *TUCKA)]
         linear = sum(found.get("all-linear") == "works" for found in rows)
         cells = [str(count) for count in counts] + [str(linear) if kind != "plain torch" else "-"]
         lines.append(f"| {title} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _has(report: dict[str, Any], kind: str) -> bool:
+    return any(found["kind"] == kind for found in report["families"].values())
 
 
 def _section(report: dict[str, Any], kind: str) -> str:
@@ -100,7 +108,7 @@ def write_table(path: Path = RESULTS) -> None:
     """Write the tables beside a result file."""
     report = json.loads(path.read_text("utf-8"))
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    parts = [headline(report), summary(report), *(_section(report, kind) for kind in KINDS)]
+    parts = [headline(report), summary(report), *(_section(report, kind) for kind in KINDS if _has(report, kind))]
     hidden = ", ".join(name for name, found in report["families"].items() if found["hidden"]) or "none"
     absent = ", ".join(report["not run"]) or "none"
     parts.append(f"Of {hidden} the tiny base hides what LoRA and TuckA do: no check of a route can tell there.")

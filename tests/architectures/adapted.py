@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -161,3 +162,22 @@ def gradients_of(model: nn.Module, inputs: Inputs) -> Values:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return found
+
+
+def checkpointing_of(model: Any) -> Callable[[bool], None]:
+    """Find out how a model of transformers, diffusers or timm is told to recompute its forward."""
+    if getattr(model, "supports_gradient_checkpointing", False):
+        how = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+        on, off = partial(model.gradient_checkpointing_enable, **how), model.gradient_checkpointing_disable
+    elif getattr(model, "_supports_gradient_checkpointing", False):
+        on, off = model.enable_gradient_checkpointing, model.disable_gradient_checkpointing
+    elif hasattr(model, "set_grad_checkpointing"):
+        try:
+            model.set_grad_checkpointing(True)
+            model.set_grad_checkpointing(False)
+        except AssertionError as error:
+            raise NothingToCheckError("the base has no gradient checkpointing") from error
+        return model.set_grad_checkpointing
+    else:
+        raise NothingToCheckError("the base has no gradient checkpointing")
+    return lambda is_on: on() if is_on else off()

@@ -19,6 +19,7 @@ from architectures.adapted import (
     NothingToCheckError,
     Subject,
     WrongError,
+    checkpointing_of,
     gradients_of,
     layer_of,
     loss_of,
@@ -27,6 +28,7 @@ from architectures.adapted import (
 from architectures.outputs import (
     Inputs,
     gaps,
+    in_bf16,
     inputs_of,
     of_tokens,
     outputs_of,
@@ -143,18 +145,28 @@ def _compare_rows(adapted: Adapted, key: str, inputs: Inputs, batch: int) -> Non
 def checkpoints(adapted: Adapted) -> None:
     """Recomputed forwards give the same gradients (non-reentrant)."""
     model, inputs = adapted.model.get_base_model(), adapted.subject.plain
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise NothingToCheckError("the base has no gradient checkpointing")
+    switch = checkpointing_of(model)
     wanted = gradients_of(adapted.model, inputs)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    switch(True)
     try:
         found = gradients_of(adapted.model, inputs)
     finally:
-        model.gradient_checkpointing_disable()
+        switch(False)
     size = max((float(value.abs().max()) for value in wanted.values()), default=0.0)
     far, name = worst({name: float((found[name] - wanted[name]).abs().max()) for name in found.keys() & wanted.keys()})
     if found.keys() != wanted.keys() or far > NEAR * size:
         raise WrongError(f"the gradient of {name} differs by {far:.2g} of {size:.2g}")
+
+
+def calls_methods(adapted: Adapted) -> None:
+    """Methods that are called instead of the forward give what the forward gives."""
+    by_methods = getattr(adapted.family, "by_methods", None)
+    if by_methods is None:
+        raise NothingToCheckError("is called by its forward")
+    inputs = adapted.subject.plain
+    with torch.no_grad():
+        found = {"": by_methods(adapted.model, **inputs)}
+    adapted.check_equal(found, dict(zip(found, run(adapted.model, inputs).values(), strict=True)), inputs)
 
 
 def merges(adapted: Adapted) -> None:
@@ -202,12 +214,12 @@ def compiles(adapted: Adapted) -> None:
 def computes_in_bf16(adapted: Adapted) -> None:
     """In bfloat16 a new adapter starts as its base and has finite gradients."""
     subject = adapted.subject
-    inputs = {name: x.bfloat16() if torch.is_floating_point(x) else x for name, x in subject.plain.items()}
+    inputs = in_bf16(subject.plain)
     wanted = subject.of_base("bf16", lambda model: run(deepcopy(model).bfloat16(), inputs))
     subject.of_base("bf16 gradients", lambda model: loss_of(deepcopy(model).bfloat16(), inputs).backward())
     low = subject.adapt(adapted.method, subject.copy().bfloat16())
     far, name = worst(gaps(run(low, inputs), wanted))
-    if far > 2e-2:
+    if far > max(2e-2, worst(gaps(wanted, run(subject.base, subject.plain)))[0]):  # what the base's own rounding does
         raise WrongError(f"{name or 'the output'} differs by {far:.2g}")
     unusable = [name for name, value in gradients_of(low, inputs).items() if not value.isfinite().all()]
     if unusable:
@@ -220,6 +232,7 @@ CHECKS: dict[str, Callable[[Adapted], None]] = {
     "effect": shows,
     "files": saves,
     "off": disables,
+    "methods": calls_methods,
     "rows": keeps_rows,
     "padding": ignores_padding,
     "checkpointing": checkpoints,

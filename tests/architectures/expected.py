@@ -24,7 +24,9 @@ REFUSALS = (
     Refusal(
         "A convolution mixes positions: no token's route fits its output. Route by sample.",
         "ConfigError",
-        "squeezebert resnet regnet bit efficientnet mobilenet-v2 poolformer mobilevitv2 encodec cnn",
+        "squeezebert resnet regnet bit efficientnet mobilenet-v2 poolformer mobilevitv2 encodec cnn "
+        "timm-convnext timm-resnet timm-efficientnet timm-efficientvit diffusers-unet-convolutions "
+        "diffusers-autoencoder-convolutions",
         "token",
     ),
     Refusal("r is larger than the width of the first convolution, 1.", "ConfigError", "superpoint"),
@@ -32,6 +34,11 @@ REFUSALS = (
         "The parent reads the weights of these layers and never calls them. Adapt its other layers.",
         "ConfigError",
         "wavlm attention",
+    ),
+    Refusal(
+        "The attention reads the weight of its `qkv` and never calls it. Set its `qkv_bias_separate`: then it does.",
+        "ConfigError",
+        "timm-beit-qkv timm-swin-v2-qkv",
     ),
     Refusal(
         "The base mixes the samples of a batch, so that a row belongs to no sample. Route by batch.",
@@ -94,7 +101,7 @@ REFUSALS = (
     Refusal(
         "LoRA's rank for so large a kernel exceeds that of the tiny weight.",
         "ConfigError",
-        "bit resnet encodec cnn",
+        "bit resnet encodec cnn diffusers-unet-convolutions diffusers-autoencoder-convolutions",
         "batch sample",
         "export",
     ),

@@ -40,6 +40,13 @@ def _collect(value: Any, place: str, found: Values) -> None:
             _collect(inner, f"{place}.{index}", found)
 
 
+def in_bf16(value: Any) -> Any:
+    """Convert the floating-point tensors of inputs."""
+    if isinstance(value, dict):
+        return {name: in_bf16(inner) for name, inner in value.items()}
+    return value.bfloat16() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 def same(left: Values, right: Values) -> bool:
     """Tell whether two results are equal bit for bit."""
     return left.keys() == right.keys() and all(
@@ -78,13 +85,15 @@ def masks_in(inputs: Inputs) -> Values:
     found = {
         name: value
         for name, value in inputs.items()
-        if name.endswith("mask") and isinstance(value, Tensor) and value.ndim == 2
+        if name.endswith(("mask", "valid")) and isinstance(value, Tensor) and value.ndim == 2
     }
     return {name: value == 0 if "padding" in name else value != 0 for name, value in found.items()}
 
 
 def row_of(value: Any, row: int, batch: int) -> Any:
     """Take what belongs to one sample, where each has the same number of rows."""
+    if isinstance(value, dict):
+        return {name: row_of(inner, row, batch) for name, inner in value.items()}
     if not isinstance(value, Tensor) or not value.ndim or value.shape[0] % batch:
         return value
     each = value.shape[0] // batch
@@ -97,7 +106,7 @@ def inputs_of(inputs: Inputs, row: int, batch: int) -> Inputs:
     masks = masks_in(own)
     for name, value in own.items():
         for mask_name, mask in masks.items():
-            fits = value.ndim > 1 and value.shape[1] == mask.shape[1]
+            fits = isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] == mask.shape[1]
             if fits and name.startswith("decoder_") == mask_name.startswith("decoder_"):
                 own[name] = value[:, mask[0]]
     return own
@@ -129,6 +138,8 @@ def with_other_padding(inputs: Inputs) -> Inputs:
     for mask_name, mask in masks_in(inputs).items():
         for name, value in inputs.items():
             of_mask = name.startswith("decoder_") == mask_name.startswith("decoder_") and "mask" not in name
+            if not isinstance(value, Tensor):
+                continue
             # Only tokens and features: small numbers are kinds of tokens, of which there are few.
             replaceable = value.is_floating_point() or int(value.max()) >= 17
             if of_mask and replaceable and value.ndim > 1 and value.shape[:2] == mask.shape:

@@ -1,9 +1,18 @@
 """The architectures that the sweep runs by default, and those that are compiled: the best known ones of each kind."""
 
+from importlib.util import find_spec
+
 from architectures.families import FAMILIES
+from architectures.of_diffusers import DIFFUSERS
+from architectures.of_timm import TIMM
 from architectures.plain import PLAIN
 
-ALL = {**FAMILIES, **PLAIN}
+LIBRARIES = {"timm": TIMM, "diffusers": DIFFUSERS}
+ABSENT = [library for library in LIBRARIES if find_spec(library) is None]
+# What can be run here, and what cannot since its library is not installed.
+_OTHERS = {name: row for rows in LIBRARIES.values() for name, row in rows.items()}
+ALL = {**FAMILIES, **PLAIN, **{name: row for name, row in _OTHERS.items() if row.library not in ABSENT}}
+NOT_RUN = {name: row.library for name, row in _OTHERS.items() if row.library in ABSENT}
 
 _ENCODERS = """
     bert bert-multiple-choice roberta xlm-roberta camembert albert electra distilbert deberta deberta-v2 deberta-v3
@@ -33,7 +42,5 @@ _MULTIMODALS = """
     paligemma gemma3 mllama idefics idefics2 idefics3 internvl mistral3 qwen2-vl qwen2.5-vl qwen3-vl blip blip-2
     instructblip git kosmos-2 florence-2 qwen2-audio musicgen
 """
-CHOSEN = [*" ".join((_ENCODERS, _CAUSALS, _SEQ2SEQS, _VISIONS, _AUDIOS, _MULTIMODALS)).split(), *PLAIN]
-COMPILED = ("bert", "deberta-v3", "llama", "gpt2", "vit", "transformer-encoder")
-# Libraries whose models would be checked too, if they were there.
-ABSENT = ("timm", "diffusers")
+CHOSEN = [*" ".join((_ENCODERS, _CAUSALS, _SEQ2SEQS, _VISIONS, _AUDIOS, _MULTIMODALS)).split(), *PLAIN, *_OTHERS]
+COMPILED = ("bert", "deberta-v3", "llama", "gpt2", "vit", "transformer-encoder", "timm-vit", "diffusers-dit")

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import transformers
 from architectures.adapted import LORA, Subject
 from architectures.checks import CHECKS, HIDDEN, NOTHING, RAISES, REFUSED, WORKS, check
 from architectures.expected import refusal_of
-from architectures.selection import ABSENT, ALL, CHOSEN
+from architectures.selection import ABSENT, ALL, CHOSEN, LIBRARIES, NOT_RUN
 from benchmarks.architectures import RESULTS, write_table
 from benchmarks.provenance import provenance
 
@@ -89,15 +88,18 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    names = [*ALL] if options.names == ["all"] else options.names or CHOSEN
+    asked = [name for name in options.names if name in NOT_RUN]
+    if asked:
+        parser.error(f"names: expected architectures of installed libraries, got {asked[0]} (of {NOT_RUN[asked[0]]})")
+    names = [*ALL] if options.names == ["all"] else options.names or [name for name in CHOSEN if name in ALL]
     with ProcessPoolExecutor(options.processes, initializer=quiet) as pool:
         found = {}
         for name, each in zip(names, pool.map(findings, names), strict=True):
             found[name] = each
             print(f"{len(found)} of {len(names)}: {name}", *unexpected(name, each), sep="\n  ", flush=True)
     report = {
-        **provenance(["torch", "transformers", "peft"]),
-        "not run": [library for library in ABSENT if find_spec(library) is None],
+        **provenance(["torch", "transformers", "peft", *(LIBRARIES.keys() - set(ABSENT))]),
+        "not run": ABSENT,
         "checks": [*CHECKS],
         "families": {name: compact(name, each) for name, each in found.items()},
     }
@@ -108,6 +110,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
 def quiet() -> None:
     """Prepare a process: one thread, no warnings of old architectures, no downloads."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["DIFFUSERS_VERBOSITY"] = "error"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()

@@ -99,3 +99,48 @@ def test_unsuitable_targets_raise_and_leave_the_model_untouched(options, message
     assert [p.requires_grad for p in model.parameters()] == trainable
     assert not model._forward_pre_hooks
     assert not model._forward_hooks
+
+
+class InParts(nn.Module):
+    """An attention of timm that keeps the bias of its projection in parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(24))
+        self.qkv_bias_separate = False
+
+    def forward(self, x):
+        if self.qkv_bias_separate:
+            return self.qkv(x) + self.q_bias
+        return nn.functional.linear(x, self.qkv.weight, self.q_bias)
+
+
+def test_a_projection_of_which_the_parent_may_read_the_weight():
+    model = nn.Sequential(InParts())
+    config = TuckAConfig(r=4, target_modules=["qkv"], samples_first=True)
+    with pytest.raises(ValueError, match=r"target_modules: expected .*InParts.* qkv_bias_separate = True"):
+        get_peft_model(model, config)
+    model[0].qkv_bias_separate = True
+    adapted = get_peft_model(model, config)
+    assert adapted(torch.ones(2, 3, 8)).requires_grad
+
+
+class FluxTransformer2DModel(nn.Module):
+    """What a model of this name registers first does not run first."""
+
+    def __init__(self):
+        super().__init__()
+        self.context_embedder, self.x_embedder = nn.Linear(6, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden_states, encoder_hidden_states):
+        return self.x_embedder(hidden_states), self.context_embedder(encoder_hidden_states)
+
+
+@pytest.mark.parametrize("routing", ["batch", "sample", "token"])
+def test_the_router_stands_where_a_known_model_runs_first(routing):
+    config = TuckAConfig(r=4, target_modules=["context_embedder", "x_embedder"], routing=routing)
+    adapted = get_peft_model(FluxTransformer2DModel(), config)
+    image, text = adapted(torch.ones(2, 5, 8), torch.ones(2, 3, 6))
+    assert image.shape == (2, 5, 8)
+    assert text.shape == (2, 3, 8)

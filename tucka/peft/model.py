@@ -141,7 +141,7 @@ class TuckAModel(BaseTuner):
         check_experts_are_named(peft_config, model)
         anatomy = Anatomy(model)
         self._places = {name: place_of(anatomy, name, peft_config) for name in targets}
-        self._owners = owners_of(peft_config, self._places) if self._keys is None else _owners_in(self._keys)
+        self._owners = owners_of(peft_config, self._places, model) if self._keys is None else _owners_in(self._keys)
         if self._file_load is not None:
             widths = {name: width_of(base_of(module), name) for name, module in targets.items()}
             specs = {name: peft_config.spec_for(name) for name in targets}

@@ -33,17 +33,31 @@ def ends_with_name(name: str, ending: str) -> bool:
     return name == ending or name.endswith("." + ending)
 
 
-def owners_of(config: TuckAConfig, places: Mapping[str, Place]) -> set[str]:
+# What runs first and is registered after others: by the class of the model, and in OPT, whose decoder has it.
+_RUNS_FIRST = {
+    "CogVideoXTransformer3DModel": "time_embedding.linear_1",
+    "FluxTransformer2DModel": "x_embedder",
+    "HunyuanDiT2DModel": "timestep_embedder.linear_1",
+    "LatteTransformer3DModel": "timestep_embedder.linear_1",
+    "Lumina2Transformer2DModel": "timestep_embedder.linear_1",
+    "PixArtTransformer2DModel": "timestep_embedder.linear_1",
+    "QwenImageTransformer2DModel": "img_in",
+    "StableAudioDiTModel": "cross_attention_proj.0",
+}
+
+
+def owners_of(config: TuckAConfig, places: Mapping[str, Place], model: nn.Module) -> set[str]:
     """Return the layers that are to own a router: in each part of the model the first, or the first that was named."""
     if not config.has_router:
         return set()
     owners: dict[str, str] = {}
+    runs_first = _RUNS_FIRST.get(type(model).__name__, "project_in")
     for name, place in places.items():
         named = config.router_module is not None and ends_with_name(name, config.router_module)
         first = owners.get(place.part)
-        # Tables of positions tell nothing of a sample. OPT registers the projection that runs first after others.
+        # Tables of positions tell nothing of a sample.
         is_first = first is None and place.layout is not Layout.NO_SAMPLE
-        if is_first or ((named or name.endswith(".project_in")) and not _is_named(config, first)):
+        if is_first or ((named or ends_with_name(name, runs_first)) and not _is_named(config, first)):
             owners[place.part] = name
     return set(owners.values())
 
@@ -161,6 +175,10 @@ def _check_is_called(layer: nn.Module, name: str, model: nn.Module) -> None:
     parent = model.get_submodule(name.rpartition(".")[0])
     kind, own = type(parent).__name__, name.rpartition(".")[2]
     cure = "Take it out with exclude_modules"
+    if own == "qkv" and _adds_bias_itself(parent):
+        rule = f"a layer that its parent calls, but {kind} only reads its weight"
+        cure = f"Set qkv_bias_separate = True on each {kind}: then it calls the layer, and computes the same"
+        raise ConfigError(expected("target_modules", rule, name, where="TuckAConfig", cure=cure))
     if isinstance(parent, nn.MultiheadAttention) or own in _READ.get(kind, ()):
         rule = f"a layer that its parent calls, but {kind} only reads its weight"
         raise ConfigError(expected("target_modules", rule, name, where="TuckAConfig", cure=cure))
@@ -172,6 +190,12 @@ def _check_is_called(layer: nn.Module, name: str, model: nn.Module) -> None:
         raise ConfigError(
             expected("target_modules", rule, f"{name} ({type(layer).__name__})", where="TuckAConfig", cure=cure)
         )
+
+
+def _adds_bias_itself(parent: nn.Module) -> bool:
+    """Tell whether an attention of timm reads the weight of its `qkv`, whose bias it keeps in parts."""
+    has_parts = getattr(parent, "q_bias", None) is not None and hasattr(parent, "qkv_bias_separate")
+    return has_parts and not parent.qkv_bias_separate
 
 
 _UNKNOWN_ROWS = {

@@ -10,7 +10,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tucka.backends.torch import HouseholderAdapter, TuckerAdapter
-from tucka.backends.torch.base_layers import input_axis, is_readable, open_weight, step_gain, weight_rows, width_of
+from tucka.backends.torch.base_layers import (
+    from_rows,
+    input_axis,
+    is_readable,
+    open_weight,
+    step_gain,
+    weight_rows,
+    width_of,
+)
 from tucka.errors import ConfigError
 from tucka.spec import TuckerSpec
 
@@ -219,3 +227,16 @@ def test_weights_that_say_nothing_count_as_typical(weight):
     assert parts.cores.abs().amax().item() * parts.expert_factor.abs().amax().item() > 0
     inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)
     torch.testing.assert_close(inner.amax(), torch.tensor(24.0 / 2.0 / 4**0.5))
+
+
+# Which layout in memory.
+
+
+@given(st.tuples(*[st.integers(1, 3)] * 4), st.booleans())
+def test_adapted_inputs_of_a_convolution_lie_in_memory_as_the_inputs(shape, channels_last):
+    x = torch.randn(shape)
+    x = x.to(memory_format=torch.channels_last) if channels_last else x
+    y = from_rows(nn.Conv2d(shape[1], 2, 1), x.movedim(1, -1) * 1.0, x)
+    assert torch.equal(y, x)
+    assert y.is_contiguous() == x.is_contiguous()
+    assert channels_last or y.stride() == x.stride()

@@ -35,6 +35,32 @@ def test_the_guard_puts_everything_back():
     assert not model.first._forward_hooks
 
 
+class Frozen(dict):
+    """A configuration as diffusers keeps it."""
+
+    def update(self, *_values, **_named):
+        raise TypeError
+
+    clear = update
+
+
+def replace_and_stop(model):
+    with unchanged_on_error(model):
+        model.config = Frozen()
+        model.names.append("second")
+        raise KeyboardInterrupt
+
+
+def test_containers_that_cannot_be_written_to_are_left_alone():
+    model = base()
+    model.config = frozen = Frozen(size=3)
+    model.names = ["first"]
+    with pytest.raises(KeyboardInterrupt):
+        replace_and_stop(model)
+    assert model.config is frozen
+    assert model.names == ["first"]
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_an_adapter_that_cannot_be_added_leaves_no_trace(saved):
     """Also where PEFT finds out late: the second adapter's head is a layer that the first one adapts."""

@@ -82,8 +82,9 @@ def from_rows(layer: nn.Module, rows: Tensor, x: Tensor) -> Tensor:
     if axis == -1:
         return rows
     moved = rows.movedim(-1, axis)
-    # Laid out in memory as x, so that the layer chooses the same kernel and rounds in the same way.
-    return moved.contiguous() if x.is_contiguous() else moved
+    # Laid out in memory as x, so that the layer chooses the same kernel and rounds in the same way. The strides of axes
+    # of size one count too, and only a view makes them anew.
+    return moved.contiguous().flatten().view(x.shape) if x.is_contiguous() else moved
 
 
 def _check_dtype(layer: nn.Module, x: Tensor, where: Where) -> None:

@@ -47,9 +47,21 @@ def _put_back(owner: nn.Module | RoutingScope, attributes: _Attributes) -> None:
     for name in [name for name in vars(owner) if name not in attributes]:
         del vars(owner)[name]
     for name, (value, content) in attributes.items():
-        if isinstance(value, list):
-            value[:] = content
-        elif content is not None:
-            value.clear()
-            value.update(content)
+        if content is not None and _has_changed(value, content):
+            if isinstance(value, list):
+                value[:] = content
+            else:
+                value.clear()
+                value.update(content)
         vars(owner)[name] = value
+
+
+def _has_changed(value: Any, content: Any) -> bool:
+    """Tell whether a container holds other objects than before; one that cannot be written to never does."""
+    if isinstance(value, set):
+        return bool(value != content)
+    pairs = zip(value.items(), content.items(), strict=False) if isinstance(value, dict) else ()
+    same = all(key == name and held is before for (key, held), (name, before) in pairs)
+    if isinstance(value, list):
+        same = all(held is before for held, before in zip(value, content, strict=False))
+    return not same or len(value) != len(content)

@@ -43,6 +43,7 @@ class Forward:
         self.past = 0  # tokens in the cache that the call continues; -1 if there are some
         self.earlier: dict[str, Tensor] = {}  # the gates of tokens that earlier calls have cached
         self.encoder_unknown = False  # whether the outputs of an encoder were given whose route is not known
+        self.features_unknown = False  # the same of features that a method goes on with
         self.routes: dict[str, Route] = {}
         self.known: dict[str, Route] = {}  # the routes that were known when the call began
         self.encoded: dict[str, Route] = {}  # those that an encoder inside has made
@@ -89,6 +90,7 @@ class Forward:
             self.again = copy = Forward(self.part, None, (), {}, None)
             copy.inputs = replace(self.inputs, main=None, others={}, labels=None, cache=None)
             copy.past, copy.encoder_unknown, copy.grad = self.past, self.encoder_unknown, self.grad
+            copy.features_unknown = self.features_unknown
             copy.generation = self.generation
             for name in ("routes", "known"):
                 getattr(copy, name).update(
@@ -230,6 +232,10 @@ class Call:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward, with the arguments of that."""
+        return self.run(self.__wrapped__, args, kwargs)
+
+    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], method: Any = None) -> Any:
+        """Run the forward, or another method of the module, with a record of it."""
         forwards: Forwards = self.scope.forwards
         stack = forwards.state.open
         parent = stack[-1] if stack else None
@@ -239,10 +245,14 @@ class Call:
         if forward.grad and not torch.compiler.is_compiling():
             forward.frame = checkpoint_frame()[0]
         self.scope.memory.begin(forward)
+        if method is not None and method.goes_on:
+            self.scope.memory.go_on(forward)
         stack.append(forward)
         try:
-            output = self.__wrapped__(*args, **kwargs)
+            output = function(*args, **kwargs)
             self.scope.memory.end(forward, output, next(caches_in(_parts_of(output)), None))
+            if method is not None and not method.goes_on:
+                self.scope.memory.hand_on(forward, output)
         finally:  # whatever ends the call
             del stack[stack.index(forward) :]
         return output

@@ -18,7 +18,9 @@ __all__ = ["Inputs", "caches_in", "read_inputs"]
 _RAW = ("pixel", "input_values", "input_features", "audio", "image", "video", "waveform", "spectro")
 # Masks in torch's own layers are true where a token is padding; everywhere else where it is a token.
 _PADDING = ("src_key_padding_mask", "key_padding_mask")
-_KEPT = ("attention_mask", "pixel_mask", "pixel_attention_mask")
+_KEPT = ("attention_mask", "pixel_mask", "pixel_attention_mask", "patch_valid")
+# Of the other sequence, which cross-attention and the text's part of a joint attention see.
+_OF_OTHERS = ("encoder_attention_mask", "encoder_hidden_states_mask")
 _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
 
 
@@ -36,6 +38,7 @@ class Inputs:
     rows: int | None = None  # B, the samples
     tokens: int | None = None  # S; None where layers inside see other tokens than the inputs have
     mask: Any = None  # true where a token counts; as it was given
+    mask_of_others: Any = None  # the same of another sequence
     positions: Tensor | None = None  # explicit positions (B, S), which restart at each document
     lengths: Tensor | None = None  # cumulated lengths of documents that share one row
     are_images: bool = False  # the documents: each is a sample of a batch, which one route may be for
@@ -77,6 +80,7 @@ def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         found.device = main.device
         found.rows, found.tokens = _sizes(name, main)
     found.mask = _mask_in(named)
+    found.mask_of_others = next((named[key] for key in _OF_OTHERS if isinstance(named.get(key), Tensor)), None)
     found.labels = named.get("labels")
     found.cache = next(caches_in(named), None)
     positions = named.get("position_ids")
@@ -102,6 +106,9 @@ def _parameter_names(kind: Any) -> tuple[str, ...]:
 
 
 def _named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    batch = args[0] if args else next(iter(kwargs.values())) if len(kwargs) == 1 else None
+    if isinstance(batch, Mapping):  # all inputs in one argument
+        return {**batch, **kwargs}
     if not args:  # the usual call, which needs no look at the signature
         return kwargs
     if torch.compiler.is_compiling() and len(args) == 1:
@@ -154,6 +161,9 @@ def _mask_in(named: Mapping[str, Any]) -> Any:
         padding = named.get(name)
         if isinstance(padding, Tensor):
             return ~padding if padding.dtype == torch.bool else padding == 0
+    text, lengths = named.get("text_bth"), named.get("text_lens")  # of ERNIE-Image
+    if isinstance(text, Tensor) and isinstance(lengths, Tensor):
+        return torch.arange(text.shape[1], device=lengths.device) < lengths[:, None]
     return None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.routing.inputs import Inputs
 
-__all__ = ["OF_OTHERS", "Layout", "View", "layout_of", "view_of"]
+__all__ = ["OF_OTHERS", "OF_OTHER_TOKENS", "Layout", "View", "layout_of", "view_of"]
 
 
 class Layout(StrEnum):
@@ -17,7 +17,8 @@ class Layout(StrEnum):
 
     SAMPLES_FIRST = "samples first"  # (B, ...), or (B·S, d)
     TOKENS_FIRST = "tokens first"  # (S, B, d)
-    GROUPS_OF_SAMPLES = "groups of samples"  # (B·n, ...): windows, frames, one sample after the other
+    GROUPS_OF_SAMPLES = "groups of samples"  # (B·n, ...): frames or pieces, one sample after the other
+    REORDERED = "reordered"  # (B·n, ...) or (B, ...): the same, but its tokens come in an order of their own: windows
     NO_SAMPLE = "no sample"  # tables of positions: the input depends on no sample
     AS_THE_PARENT_SAYS = (
         "as the parent says"  # of a sample if the parent was called with this very tensor, else of none
@@ -44,9 +45,13 @@ OF_OTHERS = {
     Layout.SAMPLES_FIRST: Layout.OTHER_TOKENS,
     Layout.TOKENS_FIRST: Layout.OTHER_TOKENS_FIRST,
     Layout.GROUPS_OF_SAMPLES: Layout.OTHER_GROUPS,
+    Layout.REORDERED: Layout.OTHER_GROUPS,
 }
+# Of layers whose tokens are not those of other layers, one by one.
+OF_OTHER_TOKENS = (*OF_OTHERS.values(), Layout.REORDERED)
+_IN_GROUPS = (Layout.GROUPS_OF_SAMPLES, Layout.REORDERED, Layout.OTHER_GROUPS)
 _LONG = ("query", "key", "value", "query_global", "key_global", "value_global")
-# By the class of a module around the layer: the last parts of the names of its layers (all if empty), and their layout.
+# By the class of a module around the layer: names on the way to its layers (all layers if empty), and their layout.
 _KNOWN: dict[str, tuple[tuple[str, ...], Layout]] = {
     "LongformerSelfAttention": (_LONG, Layout.TOKENS_FIRST),
     "LEDEncoderSelfAttention": (_LONG, Layout.TOKENS_FIRST),
@@ -55,34 +60,69 @@ _KNOWN: dict[str, tuple[tuple[str, ...], Layout]] = {
     "FSMTDecoder": (("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"), Layout.TOKENS_FIRST),
     "Mask2FormerMaskedAttentionDecoderLayer": (("fc1", "fc2"), Layout.TOKENS_FIRST),
     "BridgeTowerResidualAttention": ((), Layout.TOKENS_FIRST),
-    "SwinAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "Swinv2Attention": ((), Layout.GROUPS_OF_SAMPLES),
-    "Swin2SRAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "DonutSwinAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "MaskFormerSwinAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "ClapAudioAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "Florence2VisionWindowAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "SamVisionAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "SamVisionSdpaAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "SamHQVisionAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "SamHQVisionSdpaAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "Sam2MultiScaleAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "Sam3ViTRoPEAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "VitDetAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "GotOcr2VisionAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "DeepseekOcr2SamVisionAttention": ((), Layout.GROUPS_OF_SAMPLES),
-    "DeepseekOcr2SamVisionSdpaAttention": ((), Layout.GROUPS_OF_SAMPLES),
+    "SwinAttention": ((), Layout.REORDERED),
+    "Swinv2Attention": ((), Layout.REORDERED),
+    "Swin2SRAttention": ((), Layout.REORDERED),
+    "DonutSwinAttention": ((), Layout.REORDERED),
+    "MaskFormerSwinAttention": ((), Layout.REORDERED),
+    "ClapAudioAttention": ((), Layout.REORDERED),
+    "Florence2VisionWindowAttention": ((), Layout.REORDERED),
+    "SamVisionAttention": ((), Layout.REORDERED),
+    "SamVisionSdpaAttention": ((), Layout.REORDERED),
+    "SamHQVisionAttention": ((), Layout.REORDERED),
+    "SamHQVisionSdpaAttention": ((), Layout.REORDERED),
+    "Sam2MultiScaleAttention": ((), Layout.REORDERED),
+    "Sam3ViTRoPEAttention": ((), Layout.REORDERED),
+    "VitDetAttention": ((), Layout.REORDERED),
+    "GotOcr2VisionAttention": ((), Layout.REORDERED),
+    "DeepseekOcr2SamVisionAttention": ((), Layout.REORDERED),
+    "DeepseekOcr2SamVisionSdpaAttention": ((), Layout.REORDERED),
     "MllamaTextCrossAttention": (("k_proj", "v_proj"), Layout.GROUPS_OF_SAMPLES),
     "MobileViTTransformerLayer": ((), Layout.GROUPS_OF_SAMPLES),
     "MobileViTV2TransformerLayer": ((), Layout.GROUPS_OF_SAMPLES),
     "PatchTSTEncoderLayer": ((), Layout.GROUPS_OF_SAMPLES),
-    "TimesformerLayer": ((), Layout.GROUPS_OF_SAMPLES),
+    "TimesformerLayer": ((), Layout.REORDERED),
     "TimesformerPatchEmbeddings": ((), Layout.GROUPS_OF_SAMPLES),
     "AutoformerModel": ((), Layout.UNKNOWN),  # the base itself mixes samples
     "PixtralTransformer": ((), Layout.PACKED),
     "Mistral3MultiModalProjector": ((), Layout.UNKNOWN),
     "XCLIPPromptGenerator": ((), Layout.UNKNOWN),
     "BrosBboxEmbeddings": ((), Layout.UNKNOWN),
+    # of timm
+    "WindowAttention": ((), Layout.REORDERED),
+    "WindowMultiHeadAttention": ((), Layout.REORDERED),
+    "WindowAttentionGlobal": ((), Layout.REORDERED),
+    "LocalWindowAttention": ((), Layout.REORDERED),
+    "LocallyGroupedAttn": ((), Layout.REORDERED),
+    "SHMA": ((), Layout.REORDERED),
+    "PartitionAttentionCl": (("attn",), Layout.REORDERED),
+    "PartitionAttention2d": (("attn",), Layout.REORDERED),
+    "ParallelPartitionAttention": (("attn_block", "attn_grid"), Layout.REORDERED),
+    "TinyVitBlock": (("attn",), Layout.REORDERED),
+    "VisionTransformerSAM": (("attn",), Layout.REORDERED),
+    "HieraDet": (("attn",), Layout.REORDERED),
+    "MobileVitBlock": (("transformer",), Layout.GROUPS_OF_SAMPLES),
+    "TNT": (("pixel_embed", "attn_in", "mlp_in"), Layout.GROUPS_OF_SAMPLES),
+    "RelPosMlp": ((), Layout.NO_SAMPLE),
+    "PositionalEncodingFourier": ((), Layout.NO_SAMPLE),
+    # whose features are tokens: their rows are channels
+    "MixerBlock": (("mlp_tokens",), Layout.REORDERED),
+    "ResBlock": (("linear_tokens",), Layout.REORDERED),
+    "SpatialGatingUnit": (("proj",), Layout.REORDERED),
+    "PatchMixerBlock": ((), Layout.REORDERED),
+    "PatchTSMixerChannelFeatureMixerBlock": ((), Layout.REORDERED),
+    # of diffusers
+    "UNet3DConditionModel": ((), Layout.REORDERED),
+    "UNetMotionModel": ((), Layout.REORDERED),
+    "UNetSpatioTemporalConditionModel": ((), Layout.REORDERED),
+    "TemporalDecoder": ((), Layout.REORDERED),
+    "LatteTransformer3DModel": ((), Layout.REORDERED),
+    "HunyuanDiT2DModel": (("text_embedder",), Layout.REORDERED),
+    "MochiTransformer3DModel": (("patch_embed",), Layout.GROUPS_OF_SAMPLES),
+    "CogVideoXPatchEmbed": ((), Layout.GROUPS_OF_SAMPLES),
+    "MochiAttentionPool": ((), Layout.OTHER_TOKENS),
+    "ErnieImageSharedAdaLNBlock": (("mlp",), Layout.TOKENS_FIRST),
+    "ErnieImageTransformer2DModel": (("final_linear",), Layout.TOKENS_FIRST),
 }
 _POSITIONS = (
     "linear_pos",
@@ -92,17 +132,25 @@ _POSITIONS = (
     "pos_key_proj",
     "pos_query_proj",
     "continuous_position_bias_mlp",
+    "cpb_mlp",
+    "meta_mlp",
     "prompt_trans",
 )
 # Of attention to another sequence: the projections of that, by their own names and those of the modules around them.
-_KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "k", "v", "kv", "kv_proj", "c_attn", "k_lin", "v_lin")
-_CROSSING = ("crossattention", "cross_attn", "cross_attention", "encoder_attn", "encdecattention", "encoder_attention")
+_KEYS_AND_VALUES = ("k_proj", "v_proj", "key", "value", "k", "v", "kv", "kv_proj", "c_attn", "k_lin",
+                    "v_lin", "to_k", "to_v")  # fmt: skip
+_CROSSING = ("crossattention", "cross_attn", "cross_attention", "encoder_attn", "encdecattention", "encoder_attention",
+             "attn2")  # fmt: skip
 # Of multi-head latent attention: the projection of the latents that the cache holds, old ones and new ones alike.
 _LATENTS = ("kv_b_proj",)
 # What gets the outputs of a tower as they are, packed ones too.
 _AFTER_A_TOWER = ("LlavaMultiModalProjector",)
 # Parts of LXMERT that see the image, or the image and the text in turn.
 _OTHER_STREAMS = ("r_layers", "visual_attention", "visn_self_att", "visn_inter", "visn_output", "visn_fc")
+# Parts of diffusers' transformers that see the text beside the image.
+_OF_TEXT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff_context", "norm1_context", "context_embedder",
+            "context_refiner", "caption_projection", "text_embedder", "text_proj", "txt_in", "txt_mlp",
+            "caption_proj", "cross_attention_proj", "encoder_hid_proj")  # fmt: skip
 
 
 def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) -> Layout:
@@ -119,7 +167,7 @@ def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) 
         return Layout.CACHED_TOKENS
     if any(_cuts_into_pieces(module, names[end:]) for end, (module, _) in enumerate(around)):
         return Layout.PIECES
-    found = _known_layout([module for module, _ in around], names[-1])
+    found = _known_layout([module for module, _ in around], names)
     if any(type(module).__name__ in _AFTER_A_TOWER for module, _ in around) and _has_packed_tower(root):
         found = Layout.PACKED
     if found is None and samples_first is not None:
@@ -129,14 +177,14 @@ def layout_of(root: nn.Module, path: str, *, samples_first: bool | None = None) 
     return OF_OTHERS.get(found, found) if _sees_others(names) else found
 
 
-def _known_layout(around: list[nn.Module], name: str) -> Layout | None:
+def _known_layout(around: list[nn.Module], names: list[str]) -> Layout | None:
     """Find a layout by the classes of the modules around a layer, the innermost first."""
-    for module in reversed(around):
+    for depth, module in reversed(list(enumerate(around))):
         kind = type(module).__name__
         if kind == "DisentangledSelfAttention":
             return Layout.AS_THE_PARENT_SAYS
-        endings, layout = _KNOWN.get(kind, ((), None))
-        if layout is not None and (not endings or name in endings):
+        inside, layout = _KNOWN.get(kind, ((), None))
+        if layout is not None and (not inside or not set(inside).isdisjoint(names[depth:])):
             return layout
         if isinstance(module, (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)):
             return Layout.SAMPLES_FIRST if module.self_attn.batch_first else Layout.TOKENS_FIRST
@@ -146,7 +194,7 @@ def _known_layout(around: list[nn.Module], name: str) -> Layout | None:
 def _sees_others(names: list[str]) -> bool:
     """Tell by the parts of its name whether a layer sees another sequence than the one that is routed."""
     crosses = names[-1] in _KEYS_AND_VALUES and any(mark in name.lower() for name in names[:-1] for mark in _CROSSING)
-    return crosses or bool(set(names) & set(_OTHER_STREAMS))
+    return crosses or not set(names).isdisjoint((*_OTHER_STREAMS, *_OF_TEXT))
 
 
 def _has_packed_tower(root: nn.Module) -> bool:
@@ -192,7 +240,7 @@ def view_of(x: Tensor, inputs: Inputs, layout: Layout) -> View | None:
         return View()
     if x.ndim == 2 and tokens is not None and x.shape[0] == rows * tokens:
         return View(lead=(rows, tokens))
-    if layout in (Layout.GROUPS_OF_SAMPLES, Layout.OTHER_GROUPS) and x.shape[0] % rows == 0:
+    if layout in _IN_GROUPS and x.shape[0] % rows == 0:
         return View(lead=(rows, x.shape[0] // rows, *x.shape[1:-1]))
     return None
 

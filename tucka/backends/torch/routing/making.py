@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from tucka.backends.torch.private import is_exporting, is_transformed, outside_c
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
 from tucka.backends.torch.routing.caches import check_empty
 from tucka.backends.torch.routing.inputs import Inputs
-from tucka.backends.torch.routing.layouts import Layout, view_of
+from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
 from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
@@ -50,6 +51,7 @@ class Maker:
             if forward.again is not None:
                 forward.again.inputs.rows, forward.again.inputs.tokens = forward.inputs.rows, forward.inputs.tokens
         by_token = router.spec.routing == "token"
+        self._check_features(layer, forward)
         if not by_token:
             self._check_origin(layer, forward)
         view = view_of(x, forward.inputs, layout)
@@ -66,7 +68,13 @@ class Maker:
         is_text = (
             by_token and self.scope.root is not None and is_decoder_only(self.scope.root) and not forward.part.name
         )
-        route = Route(gates, mask, documents=documents is not None, averages=is_known and not is_text)
+        route = Route(
+            gates,
+            mask,
+            documents=documents is not None,
+            ordered=layout not in OF_OTHER_TOKENS,
+            averages=is_known and not is_text,
+        )
         forward.set_route(adapter, route)
         if adapter in self.scope.observers:
             self.scope.observers[adapter](router, rows, mask, gates)
@@ -122,6 +130,8 @@ class Maker:
         if generation is not None and widened:  # for the layers of this generation, from the mask that it was given
             inputs.mask = generation.mask_for(rows, inputs.mask)
         model = forward.module if forward.module is not None else layer
+        if layer.tucka_layout in OF_OTHERS.values() and inputs.mask_of_others is not None:
+            inputs = replace(inputs, mask=inputs.mask_of_others)
         try:
             mask = fitting_mask(inputs, model, rows, past=forward.past != 0)
         except RouteError:
@@ -194,6 +204,13 @@ class Maker:
                 load = loads[part] = load.to(counts.device, non_blocking=counts.is_cuda)
         # In place: what a compiled or captured forward starts from is then the same tensor each time.
         load.add_(counts)
+
+    def _check_features(self, layer: Any, forward: Forward) -> None:
+        """Raise where a method goes on with features of which it is not known who has made them."""
+        if forward.features_unknown:
+            rule, got = "features that this model's own forward_features has returned", "others, or changed ones"
+            cure = "Call the whole model, or give the route (given_route)"
+            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
 
     def _check_origin(self, layer: Any, forward: Forward) -> None:
         """Raise where a call goes on from earlier ones whose route is not known."""

@@ -114,6 +114,11 @@ def _preceded_by_real_ones(mask: Tensor, tokens: int, _model: nn.Module, _inputs
     return nn.functional.pad(mask, (tokens - mask.shape[1], 0), value=1) if tokens > mask.shape[1] else None
 
 
+def _after_a_text(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
+    """Of a text and the patches of an image that follows it."""
+    return mask[:, mask.shape[1] - tokens :] if tokens < mask.shape[1] else None
+
+
 def _followed_by_patches(mask: Tensor, tokens: int, model: nn.Module, inputs: Inputs) -> Tensor | None:
     """Of text that is followed by an image's own token and its patches, those of the largest image of the batch."""
     pixels, config = inputs.others.get("pixel_mask"), cast(Any, model).config
@@ -164,6 +169,11 @@ _BY_CLASS: dict[str, _Convert] = {
     "UdopStack": _followed_by_real_ones,
     "GitModel": _preceded_by_real_ones,
     "ViltModel": _followed_by_patches,
+    "NaFlexVit": _preceded_by_real_ones,  # of class and register tokens
+    "MochiTransformer3DModel": _preceded_by_real_ones,  # of the mean of the text
+    "ErnieImageTransformer2DModel": _preceded_by_real_ones,  # of patches
+    "PriorTransformer": _followed_by_real_ones,
+    "ChromaTransformer2DModel": _after_a_text,
     "VisualBertModel": _with_visual_tokens,
     "Idefics2PerceiverResampler": _all,
     "LongformerModel": _padded_to_a_block,

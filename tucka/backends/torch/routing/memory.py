@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,6 +71,20 @@ class Memory:
             routes = {name: Route(gates) for name, gates in found.routes.items() if name not in forward.known}
             forward.known.update(routes)
             forward.earlier = found.tokens
+
+    def go_on(self, forward: Forward) -> None:
+        """Find the routes of the features that a method of the model goes on with."""
+        features = forward.inputs.main
+        routes = getattr(features, "_tucka_routes", {}).get(self.scope.key)
+        forward.features_unknown = routes is None
+        forward.known.update({name: route for name, route in (routes or {}).items() if name not in forward.known})
+
+    def hand_on(self, forward: Forward, output: Any) -> None:
+        """Let the routes of a call travel with the features that it returned."""
+        if torch.compiler.is_compiling():
+            return
+        for features in _tensors_in(output):
+            _note_on(features, self.scope.key, {**forward.known, **forward.routes})
 
     def _has_role(self, role: str) -> bool:
         modules = self.scope.root.modules() if self.scope.root is not None else ()
@@ -168,6 +183,14 @@ def _encoder_output(kwargs: Any) -> Tensor | None:
         outputs[0] if isinstance(outputs, (tuple, list)) and outputs else getattr(outputs, "last_hidden_state", None)
     )
     return hidden if isinstance(hidden, Tensor) else None
+
+
+def _tensors_in(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, (tuple, list)) else ()
+    for value in values:
+        yield from _tensors_in(value)
 
 
 def _note_on(hidden: Tensor, key: str, routes: dict[str, Route]) -> None:

@@ -34,6 +34,12 @@ def is_decoder_only(model: nn.Module) -> bool:
     return callable(can_generate) and bool(can_generate()) and not _is_encoder_decoder(model)
 
 
+def _is_autoencoder(model: nn.Module) -> bool:
+    """Tell whether a model of diffusers has two halves that are called one by one, as `encode` and `decode`."""
+    is_of_diffusers = any(kind.__module__.startswith("diffusers.") for kind in type(model).__mro__)
+    return is_of_diffusers and callable(getattr(model, "encode", None)) and callable(getattr(model, "decode", None))
+
+
 def is_causal(model: nn.Module) -> bool:
     """Tell whether a model's labels continue its own input; of a model that is no transformers model, assume it."""
     if _is_encoder_decoder(model):
@@ -59,6 +65,7 @@ class Anatomy:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self.paths = {id(module): path for path, module in root.named_modules()}
+        self.is_autoencoder = _is_autoencoder(root)
         self.halves = self._find_halves()
         self.text = self._text_config()
         self.towers = self._find_towers()
@@ -87,6 +94,8 @@ class Anatomy:
 
     def _find_towers(self) -> list[str]:
         """Return the outermost modules that have a configuration inside of the model's, but for its text body."""
+        if self.is_autoencoder:
+            return [half for half in ("encoder", "decoder") if half in self.paths.values()]
         inner = {id(found) for found in _inner_configs(getattr(self.root, "config", None))}
         towers: list[str] = []
         for path, module in self.root.named_modules() if inner else ():
@@ -105,7 +114,8 @@ class Anatomy:
         inside = [tower for tower in self.towers if _is_inside(path, tower)]
         if inside:
             return max(inside, key=len)
-        return self._bridge_of(path) if self.towers and _is_model(self.root) else ""
+        has_bridges = self.is_autoencoder or _is_model(self.root)
+        return self._bridge_of(path) if self.towers and has_bridges else ""
 
     def _bridge_of(self, path: str) -> str:
         """Find the module between towers, such as a projector, around a layer; "" for the text body and its head."""
@@ -117,7 +127,7 @@ class Anatomy:
             is_head = self.head is not None and (
                 module is self.head or getattr(module, "base_layer", None) is self.head
             )
-            if is_head or getattr(module, "config", None) is self.text or inner in self.halves.values():
+            if is_head or self._is_text(module) or inner in self.halves.values():
                 return ""
             if isinstance(module, (nn.ModuleList, nn.ModuleDict)):  # which is never called
                 return self._around(".".join(names[: end - 1]))
@@ -127,9 +137,13 @@ class Anatomy:
 
     def _around(self, path: str) -> str:
         """Return a module between towers, or "" where it has towers or the text body inside."""
-        configs = [getattr(module, "config", None) for module in self.root.get_submodule(path).modules()]
-        is_mixed = any(_is_inside(tower, path) for tower in self.towers) or any(own is self.text for own in configs)
+        is_mixed = any(_is_inside(tower, path) for tower in self.towers) or any(
+            map(self._is_text, self.root.get_submodule(path).modules())
+        )
         return "" if is_mixed else path
+
+    def _is_text(self, module: nn.Module) -> bool:
+        return self.text is not None and getattr(module, "config", None) is self.text
 
     def role_of(self, path: str) -> str:
         """Say which half of an encoder-decoder a layer is in; "" in other models and outside of both."""

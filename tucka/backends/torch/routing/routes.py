@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tucka.backends.torch.private import outside_checkpoints
 from tucka.backends.torch.routing.alignment import mean_over_tokens
 from tucka.backends.torch.routing.layouts import View
 
@@ -23,6 +24,7 @@ class Route:
     documents: bool = False  # token gates that belong to documents, of which several share a row
     given: bool = False  # by the caller
     unknown: bool = False  # averages that were not to be taken
+    ordered: bool = True  # whether the tokens of token gates are those of other layers, in their order
     averages: bool = True  # whether token gates may be averaged: their mask is known, and no token comes later
 
     @property
@@ -34,7 +36,9 @@ class Route:
         """Average token gates over the tokens of each sample."""
         if self.gates.ndim < 4:
             return self
-        return Route(mean_over_tokens(self.gates, self.mask), given=self.given, unknown=not self.averages)
+        with outside_checkpoints():  # layers of several regions share what one of them has averaged
+            gates = mean_over_tokens(self.gates, self.mask)
+        return Route(gates, given=self.given, unknown=not self.averages)
 
     def on(self, device: torch.device) -> Route:
         """Move the gates to where a layer is, which may be on another device than the one that made them."""

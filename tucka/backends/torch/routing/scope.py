@@ -15,9 +15,10 @@ from tucka.backends.torch.private import is_replica
 from tucka.backends.torch.routing.forwards import Call, Forward, Forwards, Parent
 from tucka.backends.torch.routing.generation import Generating, Preparing
 from tucka.backends.torch.routing.inputs import Inputs
-from tucka.backends.torch.routing.layouts import OF_OTHERS, Layout, View, view_of
+from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, Layout, View, view_of
 from tucka.backends.torch.routing.making import Maker
 from tucka.backends.torch.routing.memory import Memory, after
+from tucka.backends.torch.routing.methods import Method
 from tucka.backends.torch.routing.parts import Anatomy, Part
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS, Fit, Route, even_mixture, fitted
@@ -136,6 +137,7 @@ class RoutingScope:
         self.sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
         for module, part in list(Anatomy(root).calls({layer.tucka_part for layer in layers.values()})):
             Call.put_on(module, self, part)
+            Method.put_on(module)
             Generating.put_on(module, self)
             Preparing.put_on(module, self)
             self._called.append(module)
@@ -153,7 +155,7 @@ class RoutingScope:
     def detach(self) -> None:
         """Take everything off the model again that `attach` put there."""
         for module in reversed(self._called):
-            for kind in (Preparing, Generating, Parent, Call):
+            for kind in (Preparing, Generating, Parent, Method, Call):
                 kind.take_off(module, self)
         for handle in self._handles:
             handle.remove()
@@ -234,7 +236,7 @@ class RoutingScope:
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
             route = self._with_earlier(adapter, layer, route, view, forward)
-        is_same = layout not in OF_OTHERS.values()
+        is_same = route.ordered and layout not in OF_OTHER_TOKENS
         same = is_same and (layer.tucka_role != "decoder" or adapter not in forward.known)
         if layout is Layout.PIECES and route.gates.ndim == 4 and x.shape[1:-1] != route.gates.shape[1:-2]:
             view = None  # it is not known which tokens it is called on
