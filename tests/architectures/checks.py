@@ -37,6 +37,7 @@ from architectures.outputs import (
     worst,
 )
 from architectures.selection import COMPILED
+from tucka.backends.torch import Router
 from tucka.errors import TuckaError
 from tucka.peft import export_lora, pin_route
 
@@ -146,6 +147,9 @@ def checkpoints(adapted: Adapted) -> None:
     """Recomputed forwards give the same gradients (non-reentrant)."""
     model, inputs = adapted.model.get_base_model(), adapted.subject.plain
     switch = checkpointing_of(model)
+    for _ in range(8):  # routers start from their first batches: not between the two that are compared
+        if any(isinstance(module, Router) and module.waits for module in model.modules()):
+            gradients_of(adapted.model, inputs)
     wanted = gradients_of(adapted.model, inputs)
     switch(True)
     try:
