@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.provenance import short
-from benchmarks.turns import CLOCKS, OVER
+from benchmarks.turns import CLOCKS, OVER, warning
 from tucka import count_flops, count_parameters
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -122,7 +122,7 @@ def caption(report: dict[str, Any]) -> str:
 
 def text(report: dict[str, Any]) -> str:
     """Write all tables."""
-    return "\n\n".join((fits(report), tables(report), caption(report))) + "\n"
+    return warning(report) + "\n\n".join((fits(report), tables(report), caption(report))) + "\n"
 
 
 def figure(report: dict[str, Any], path: Path) -> None:

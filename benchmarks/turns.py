@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["CLOCKS", "OVER", "Turns", "Work", "write_report"]
+__all__ = ["CLOCKS", "OVER", "Turns", "Work", "warning", "write_report"]
 
 LEAST = 3  # rounds of a method that takes long
+ENOUGH = 8  # rounds whose medians can be cited
 SLOW = 2.0  # seconds of a call that is made once in a turn
 CLOCKS = ("wall", "processor")
 OVER = len(CLOCKS)  # where in a turn the overheads begin
@@ -157,6 +158,12 @@ class Turns:
             write_report(self._output, report)
             self._partial.unlink(missing_ok=True)
         return report
+
+
+def warning(report: dict[str, Any]) -> str:
+    """Warn of a short run, before its tables; empty for one that is long enough."""
+    rounds = report["repeats"]
+    return f"**A run of {rounds} rounds, to see that it works: its times say little.**\n\n" if rounds < ENOUGH else ""
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

@@ -80,6 +80,8 @@ def test_ratios_are_those_of_the_overheads():
     report = {"about": {"options": {"device": "cpu"}}, "times": times}
     assert decoding_report.ratio(report, "generate-1", "tucka batch") == (0.5, 0.5, 0.5)
     assert "slower than LoRA in: no regime" in decoding_report.losses(report)
+    times |= {"forward-1x32": {"PEFT HRA": {"0": [0, 6, 0, 3]}, "PEFT HRA, accelerated": {"0": [0, 4, 0, 1]}}}
+    assert decoding_report.losses(report).endswith("the base included: forward, 1×32 (1.5)")
 
 
 @pytest.mark.parametrize("path", sorted(decoding.RESULTS.glob("decoding-*.json")), ids=lambda path: path.stem)
