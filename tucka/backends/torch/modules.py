@@ -107,17 +107,13 @@ class ExpertParts(nn.Module):
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
     @property
-    def _drops(self) -> bool:
-        return self.dropout > 0 and self.training
-
-    @property
     def alpha(self) -> float:
         """The scale α of the update, as callers have changed it."""
         return self.spec.alpha * self.scale
 
     def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
-        if self._drops:
+        if self.dropout and self.training:
             x = nn.functional.dropout(x, self.dropout)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return LaidOut(self.factors(), compute_dtype(x), self.alpha).add_update(base, x, gates)
@@ -126,7 +122,7 @@ class ExpertParts(nn.Module):
 
     def kept(self, x: Tensor, store: dict[int, Kept]) -> LaidOut | None:
         """Return what the calls of a generation have in common; None where that may not, or need not, be kept."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self._drops:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or (self.dropout and self.training):
             return None
         dtype, alpha, known = compute_dtype(x), self.alpha, store.get(id(self))
         if known is not None and known.is_of(parameters_by_name(self), dtype, alpha):
