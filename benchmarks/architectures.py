@@ -110,9 +110,9 @@ def write_table(path: Path = RESULTS) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     parts = [headline(report), summary(report), *(_section(report, kind) for kind in KINDS if _has(report, kind))]
     hidden = ", ".join(name for name, found in report["families"].items() if found["hidden"]) or "none"
-    absent = ", ".join(report["not run"]) or "none"
+    absent = f" Not run: {', '.join(report['not run'])} (not installed)." if report["not run"] else ""
     parts.append(f"Of {hidden} the tiny base hides what LoRA and TuckA do: no check of a route can tell there.")
-    parts.append(f"\\* LoRA itself fails in some check. Not run: {absent} (not installed).")
+    parts.append(f"\\* LoRA itself fails in some check.{absent}")
     parts.append(f"{versions}; {report['commit']}.")
     path.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
 

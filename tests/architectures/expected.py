@@ -108,9 +108,16 @@ REFUSALS = (
     Refusal(
         "Torch's encoder layer reads the weights in evaluation and passes LoRA by. Merge instead.",
         "ConfigError",
-        "transformer-encoder transformer transformer-encoder-tokens-first transformer-encoder-tokens-first-outside "
-        "transformer-encoder-tokens-first-declared transformer-tokens-first",
+        "transformer-encoder transformer transformer-encoder-tokens-first transformer-encoder-tokens-first-declared "
+        "transformer-tokens-first",
         checks="export",
+    ),
+    Refusal(
+        "Torch's encoder layer reads the weights in evaluation and passes LoRA by. Merge instead.",
+        "ConfigError",
+        "transformer-encoder-tokens-first-outside",
+        "batch",
+        "export",
     ),
 )
 

@@ -19,9 +19,9 @@ def test_the_committed_tables_are_those_of_the_committed_results(tmp_path):
 
 
 def test_every_architecture_was_run():
-    assert REPORT["families"].keys() == ALL.keys()
+    assert REPORT["families"].keys() >= ALL.keys()
     assert not REPORT["not run"]
-    assert set(CHOSEN) <= set(ALL)
+    assert set(CHOSEN) <= REPORT["families"].keys()
 
 
 @pytest.mark.parametrize("name", REPORT["families"])
