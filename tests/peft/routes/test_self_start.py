@@ -9,7 +9,7 @@ import tucka
 from support.adapting import adapt, gradients
 from support.tiny_models import WIDTH, inputs_for, loss_of, text
 from tucka.backends.torch.routing.scope import scope_of
-from tucka.peft import expert_load, last_route, pin_route
+from tucka.peft import expert_load, initialize_router, last_route, pin_route
 
 
 def router_of(model):
@@ -132,3 +132,18 @@ def test_a_model_in_half_precision_starts_too(routing):
     assert bool(router_of(model).is_initialized)
     sum(losses).backward()
     assert all(gradient.isfinite().all() for gradient in gradients(model).values())
+
+
+@pytest.mark.parametrize("way", ["deleted", "initialised"])
+def test_first_batches_are_forgotten_with_their_adapter_or_its_wait(way):
+    model = plain("batch")
+    model(x=vectors(4, 5))
+    first = scope_of(model).maker.first
+    assert len(first["default"][""].batches) == 1
+    if way == "deleted":
+        scope_of(model).forget("default")
+        assert not first
+    else:
+        initialize_router(model, vectors(4, 4, 5), progress=False)
+        model(x=vectors(4, 5))
+        assert not first["default"]

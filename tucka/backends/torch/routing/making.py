@@ -36,7 +36,7 @@ class Maker:
     def __init__(self, scope: RoutingScope) -> None:
         self.scope = scope
         self.warned: set[str] = set()
-        self.first: dict[tuple[str, str], FirstBatches] = {}  # by adapter and part, while its router waits
+        self.first: dict[str, dict[str, FirstBatches]] = {}  # by adapter and part, while its router waits
 
     def make(self, adapter: str, layer: Any, x: Tensor, forward: Forward, layout: Layout) -> Route:
         """Route on the input (..., d) of a layer, for it and all others of its part of the model."""
@@ -87,6 +87,8 @@ class Maker:
         trains = layer.training and torch.is_grad_enabled()
         may_start = trains and router.waits and router.centroids.requires_grad
         router.may_change = may_start and self._still_waits(adapter, layer.tucka_part, router, rows, mask)
+        if not router.may_change and adapter in self.first:  # started, by these batches or by somebody else
+            self.first[adapter].pop(layer.tucka_part, None)
         if documents is not None:
             return router.of_documents(rows, mask, documents)
         common = trains and router.spec.routing == "batch" and self.scope.options[adapter].synchronized
@@ -104,11 +106,8 @@ class Maker:
         if torch.compiler.is_compiling() or not can_start_inside(router, self.scope.root, group):
             self._warn_of_no_start(adapter)
             return False
-        first = self.first.setdefault((adapter, part), FirstBatches())
-        if not first.start(router, rows, mask, group):
-            return True
-        del self.first[adapter, part]
-        return False
+        first = self.first.setdefault(adapter, {}).setdefault(part, FirstBatches())
+        return not first.start(router, rows, mask, group)
 
     def _warn_of_no_start(self, adapter: str) -> None:
         key = f"start of {adapter}"

@@ -105,6 +105,7 @@ class RoutingScope:
             self.observers,
         ):
             entries.pop(adapter, None)
+        self.maker.first.pop(adapter, None)
         for forward in self.forwards.state.open:
             for routes in (forward.routes, forward.known, forward.encoded):
                 routes.pop(adapter, None)
