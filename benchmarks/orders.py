@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.measures import kept_by
 from benchmarks.provenance import provenance, short
 from benchmarks.turns import Turns, Work
-from tucka.backends.torch.functional import spread_times, times_mixed
+from tucka.backends.torch.mixing import spread_times, times_mixed
 from tucka.spec import mixes_each_row
 
 RESULTS = Path(__file__).parent / "results"

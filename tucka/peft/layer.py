@@ -24,12 +24,14 @@ from tucka.backends.torch.base_layers import (
     step_gain,
     width_of,
 )
+from tucka.backends.torch.laid_out import LaidOut
 from tucka.backends.torch.modules import ExpertParts
-from tucka.backends.torch.private import modules_by_name
+from tucka.backends.torch.private import modules_by_name, parameters_by_name
 from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
-from tucka.backends.torch.routing.routes import AS_IT_IS
+from tucka.backends.torch.routing.routes import AS_IT_IS, Fit
 from tucka.backends.torch.routing.scope import RoutingScope
+from tucka.backends.torch.steps import Step
 from tucka.checks import check_finite
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.config import TuckAConfig
@@ -231,6 +233,11 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
         own = modules_by_name(self)
+        generations = self.tucka_scope.forwards.state.generations
+        if generations and not torch.compiler.is_dynamo_compiling():
+            step = generations[-1].steps.take(self, x) if adapter_names is None else None
+            if step is not None:
+                return own["base_layer"](step.add_update(x), *args, **kwargs)
         if adapter_names is not None and not self._disable_adapters:
             x = self._adapted_by_row(x, adapter_names)
         elif self._disable_adapters:
@@ -249,21 +256,45 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if not names:
             return x
         # Checked before anything is routed on it, once for each kind of input. A new kind would compile anew.
-        is_known = not torch.compiler.is_compiling() and self._checked == (x.dtype, x.shape[-1:], x.device, names)
-        rows = x if is_known else self._checked_rows(x, names)
-        result, generations = rows, self.tucka_scope.forwards.state.generations
+        is_known = not torch.compiler.is_compiling() and self._checked == (x.dtype, x.shape[-1], x.get_device(), names)
+        result = rows = x if is_known else self._checked_rows(x, names)
         for name in names:
             fit = self.tucka_scope.fit(name, self, rows)
             parts = experts[name]
-            # Asked for here: a call of a module takes longer than this.
-            laid = parts.kept(rows, generations[-1].kept) if generations else None
-            if laid is not None and fit.view == AS_IT_IS:
+            if torch.is_grad_enabled() or torch.compiler.is_compiling() or not parts.is_plain():
+                result = _with_update(parts, result, rows, fit)
+            elif fit.view is AS_IT_IS:
+                laid = self._laid_out(name, parts, rows)
                 result = laid.add_update(result, rows, fit.gates)
-            elif fit.view == AS_IT_IS:
-                result = parts(result, rows, fit.gates)
+                if laid.is_used_again and rows is x and len(names) == 1:
+                    self._note_step(name, laid, fit.gates, x)
             else:
-                result = fit.back(parts(fit.rows(result), fit.rows(rows), fit.gates), rows)
+                laid = self._laid_out(name, parts, rows)
+                result = fit.back(laid.add_update(fit.rows(result), fit.rows(rows), fit.gates), rows)
         return result if rows is x else from_rows(self.get_base_layer(), result, x)
+
+    def _laid_out(self, name: str, parts: ExpertParts, x: Tensor) -> LaidOut:
+        """Lay an adapter's factors out for an input, or go on with what an earlier call of a generation has kept."""
+        generations = self.tucka_scope.forwards.state.generations
+        if not generations:
+            return parts.laid_out(x)
+        steps = generations[-1].steps
+        laid = steps.laid_out(parts, x.dtype)
+        if laid is None:
+            laid = parts.laid_out(x)
+            if steps.now is not None and parts.is_at_rest():
+                steps.keep(parts, laid, _Remembered(self, name, parts), parameters_by_name(parts).values())
+        return laid
+
+    def _note_step(self, name: str, laid: LaidOut, gates: Tensor, x: Tensor) -> None:
+        """Let a generation's next calls with inputs like this one go on without asking for their route again."""
+        scope = self.tucka_scope
+        pinned = scope.pinned.get(name)
+        running = scope.forwards.innermost(self.tucka_part) if pinned is None else None
+        route = None if running is None else running.known.get(name)
+        is_known = gates is pinned or (route is not None and gates is route.gates and gates.ndim < 4)
+        if is_known and self.tucka_layout is Layout.SAMPLES_FIRST:
+            scope.forwards.state.generations[-1].steps.note(self, Step(laid, gates, x), gates)
 
     def _adapted_by_row(self, x: Tensor, names: list[str]) -> Tensor:
         """Add to each row of the layer's input (B, ..., d) the update of the adapter that is named for it."""
@@ -289,7 +320,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         self._check_batch_axis(base, x, names)
         if rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
             # autocast or not, an input of this kind fits
-            self.__dict__["_checked"] = (x.dtype, x.shape[-1:], x.device, list(names))
+            self.__dict__["_checked"] = (x.dtype, x.shape[-1], x.get_device(), list(names))
         return rows
 
     def _check_batch_axis(self, base: nn.Module, x: Tensor, names: list[str]) -> None:
@@ -309,6 +340,44 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def __repr__(self) -> str:
         """Show the layer as its base's class with the adapter's prefix."""
         return "tucka." + super().__repr__()
+
+
+def _with_update(parts: Any, base: Tensor, rows: Tensor, fit: Fit) -> Tensor:
+    """Call the parts of an adapter as a module, with the view of its input that fits the gates."""
+    if fit.view is AS_IT_IS:
+        return cast(Tensor, parts(base, rows, fit.gates))
+    return fit.back(parts(fit.rows(base), fit.rows(rows), fit.gates), rows)
+
+
+class _Remembered:
+    """How a layer was when it made an update with one active adapter."""
+
+    __slots__ = ("_active", "_adapter", "_alpha", "_experts", "_layer", "_named", "_parts", "_pinned", "_training")
+
+    def __init__(self, layer: TuckALayer, adapter: str, parts: ExpertParts) -> None:
+        self._layer, self._adapter, self._parts = layer, adapter, parts
+        self._active = layer._active_adapter
+        self._experts = modules_by_name(layer.tucka_experts)
+        self._named = dict(parameters_by_name(parts))
+        self._alpha, self._training = parts.scale, parts.training
+        self._pinned = layer.tucka_scope.pinned.get(adapter)
+
+    def is_as_it_was(self) -> bool:
+        """Tell whether the next update would be made in the same way."""
+        layer, parts, known = self._layer, self._parts, self._named
+        now = parameters_by_name(parts)
+        return (
+            layer._active_adapter is self._active
+            and not layer._disable_adapters
+            and not layer.merged_adapters
+            and self._experts.get(self._adapter) is parts
+            and parts.scale == self._alpha
+            and parts.training is self._training
+            and now["cores"] is known["cores"]
+            and now["expert_factor"] is known["expert_factor"]
+            and now["basis"] is known["basis"]
+            and layer.tucka_scope.pinned.get(self._adapter) is self._pinned
+        )
 
 
 class TuckALinear(TuckALayer):

@@ -12,7 +12,7 @@ from support.cost_meter import measure
 from support.strategies import arrays, factors, tucker_parts
 from tucka import reference
 from tucka.backends.torch import mix_cores, tucker_adapt, tucker_adapt_gated
-from tucka.backends.torch.functional import spread_times, times_mixed
+from tucka.backends.torch.mixing import spread_times, times_mixed
 from tucka.errors import ArrayError, ShapeError
 
 EPS = 2.0**-52

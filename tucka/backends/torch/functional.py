@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
-from tucka.backends.torch.thin import add_product, has_autocast, project, wide_dtype, without_autocast
-from tucka.spec import mixes_each_row
+from tucka.backends.torch.mixing import mixed, times_own
+from tucka.backends.torch.thin import rows_of
+from tucka.backends.torch.update import add_product, add_update, project
 
-__all__ = [
-    "add_gated_update",
-    "by_sample",
-    "mix_cores",
-    "mixed",
-    "scaled",
-    "spread_times",
-    "times_mixed",
-    "times_own",
-    "tucker_adapt",
-    "tucker_adapt_gated",
-]
+__all__ = ["add_gated_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
 
 # Nothing here reads a tensor back to the host, so all of it runs inside CUDA graphs and `torch.compile`. All functions
 # have second derivatives and forward-mode ones, and work under `torch.func`.
@@ -66,7 +55,7 @@ def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float |
     check_thin("basis", basis, x, where)
     check_rank("mixed_core", mixed_core, basis, where)
     check_lead("mixed_core", tuple(mixed_core.shape[:-2]), x, where)
-    return _add_update(x, x, basis, mixed_core, alpha=alpha)
+    return add_update(x, x, basis, mixed_core, alpha=alpha)
 
 
 def tucker_adapt_gated(
@@ -174,87 +163,8 @@ def add_gated_update(
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
     lead = gates.ndim - 2
     if lead < x.ndim - 1 or not lead:
-        return _add_update(base, x, basis, mixed(cores, expert_factor, gates), alpha=alpha)
+        return add_update(base, x, basis, cores, expert_factor, gates, alpha=alpha)
     inner, rows = project(x, basis)
-    return _finish(base, x, rows, times_own(inner, cores, expert_factor, gates, alpha=alpha), basis)
-
-
-def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
-    """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
-    groups, slices, rank, _ = cores.shape
-    weights = _expert_weights(expert_factor, gates)
-    weights = scaled(weights, alpha).to(inner.dtype)
-    stacked = cores.to(inner.dtype).reshape(-1, rank, rank)
-    times = times_mixed if mixes_each_row(rank, groups, slices) else spread_times
-    return times(inner, weights, stacked)
-
-
-def times_mixed(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
-    """Multiply rows (N, r) by cores mixed for each, with weights (N, kp) of the cores (kp, r, r)."""
-    rank = cores.shape[-1]
-    mixed = (weights @ cores.reshape(-1, rank * rank)).reshape(-1, rank, rank)
-    return torch.bmm(inner[:, None, :], mixed).squeeze(1)
-
-
-def spread_times(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
-    """Multiply rows (N, r), spread by their weights (N, kp), by all cores (kp, r, r) in one product."""
-    rank = cores.shape[-1]
-    spread = weights[:, :, None] * inner[:, None, :]
-    return spread.reshape(-1, cores.shape[0] * rank) @ cores.reshape(-1, rank)
-
-
-def by_sample(inner: Tensor, core: Tensor) -> Tensor:
-    """Multiply rows (N, r) by the core (B, ..., r, r) of their sample."""
-    rank = core.shape[-1]
-    sets = core.reshape(-1, rank, rank)
-    return torch.bmm(inner.reshape(sets.shape[0], -1 if inner.numel() else 0, rank), sets).reshape(-1, rank)
-
-
-def scaled(numbers: Tensor, alpha: float | Tensor) -> Tensor:
-    """Multiply by α; a tensor's value is not looked at."""
-    return numbers if not isinstance(alpha, Tensor) and alpha == 1 else alpha * numbers
-
-
-def _add_update(base: Tensor, x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float | Tensor) -> Tensor:
-    """Add the update of `x` (..., d) by a mixed core (..., r, r) to `base` (..., d)."""
-    inner, rows = project(x, basis)
-    # Scaled here, where there are r² numbers and not N·r or N·d.
-    core = scaled(mixed_core, alpha).to(inner.dtype)
-    inner = inner @ core if core.ndim == 2 else by_sample(inner, core)
-    return _finish(base, x, rows, inner, basis)
-
-
-def _finish(base: Tensor, x: Tensor, rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
-    """Return ``base + inner Uᵀ``, where `rows` is what `project` made of `x`."""
-    if base is not x:
-        rows = base.reshape(rows.shape).to(rows.dtype)
+    inner = times_own(inner, cores, expert_factor, gates, alpha=alpha)
+    rows = rows if base is x else rows_of(base, rows.dtype)
     return add_product(rows, inner, basis).reshape(base.shape)
-
-
-def mixed(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
-    """Mix cores by gates (..., k, t) to (..., r, r)."""
-    groups, slices, rank, _ = cores.shape
-    weights = _expert_weights(expert_factor, gates)
-    stacked = cores.reshape(groups * slices, rank * rank)
-    core = _wide_product(weights, stacked if stacked.dtype is weights.dtype else stacked.to(weights.dtype))
-    return core.reshape(*gates.shape[:-2], rank, rank)
-
-
-def _expert_weights(expert_factor: Tensor, gates: Tensor) -> Tensor:
-    """Contract gates (..., k, t) with the expert factor to the weight of each core slice, (N, k·p)."""
-    if expert_factor.dtype is not gates.dtype or expert_factor.dtype in _NARROW:
-        dtype = wide_dtype(expert_factor, gates)
-        expert_factor, gates = expert_factor.to(dtype), gates.to(dtype)
-    weights = _wide_product(gates.reshape(-1, gates.shape[-1]), expert_factor)
-    return weights.reshape(-1, gates.shape[-2] * expert_factor.shape[-1])
-
-
-_NARROW = (torch.float16, torch.bfloat16)
-
-
-def _wide_product(left: Tensor, right: Tensor) -> Tensor:
-    # Not in autocast's dtype: these are few numbers, and all experts are weighed by them.
-    if not has_autocast(left.device.type):
-        return left @ right
-    with without_autocast(left.device.type):
-        return left @ right

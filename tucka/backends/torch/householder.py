@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.base_layers import checked_rows, from_rows, width_of
 from tucka.backends.torch.checks import check_fits_width, check_tensors, check_thin
-from tucka.backends.torch.thin import add_product, project, wide_dtype, without_autocast
+from tucka.backends.torch.thin import wide_dtype, without_autocast
+from tucka.backends.torch.update import add_update
 from tucka.checks import check_count, refuse_unknown_keywords
 from tucka.errors import ShapeError, TuckaError, expected
 
@@ -65,9 +66,7 @@ def householder_adapt(x: Tensor, vectors: Tensor) -> Tensor:
 
 def _reflected(x: Tensor, vectors: Tensor) -> Tensor:
     """Multiply `x` (..., d) by the product that columns (d, r) give."""
-    inner, rows = project(x, vectors)
-    inner = inner @ householder_gamma(vectors).to(inner.dtype)
-    return add_product(rows, inner, vectors).reshape(x.shape)
+    return add_update(x, x, vectors, householder_gamma(vectors))
 
 
 def householder_gamma(vectors: Tensor) -> Tensor:

@@ -1,74 +1,59 @@
-"""A layer's factors as products without gradients take them, and what the calls of one generation keep of them."""
+"""A layer's factors as products without gradients take them."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.functional import by_sample, mixed, scaled, times_own
-from tucka.backends.torch.private import states_of, version_of
-from tucka.backends.torch.thin import turned
+from tucka.backends.torch.mixing import mixed, of_one_sample, scaled, times_core, times_own
+from tucka.backends.torch.private import version_of
+from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
 
-__all__ = ["Kept", "LaidOut"]
+__all__ = ["LaidOut"]
 
 
 class LaidOut:
     """The factors of one layer for inputs of one dtype, and the last mixed core."""
 
+    __slots__ = ("_basis", "_cores", "_expert_factor", "_last", "_turned", "alpha", "count", "dtype", "is_used_again")
+
     def __init__(self, factors: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, alpha: float) -> None:
         self.dtype = dtype
         self._cores, self._expert_factor, basis = factors  # (k, p, r, r), (t, p), (d, r)
         self.alpha = alpha
-        self._turned = turned(basis, dtype)
+        self._basis = cast(basis, dtype)
+        self._turned: Tensor | None = None
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
+        self.count = -1  # of the token that it was last used for, in a generation
+        self.is_used_again = False
+
+    def turned(self, rows: int) -> Tensor:
+        """Return Uᵀ (r, d) for products with a number of rows."""
+        if rows > FEW:
+            return turned(self._basis, rows)
+        if self._turned is None:
+            self._turned = turned(self._basis, rows)
+        return self._turned
 
     def add_update(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
-        rows = x.reshape(-1, x.shape[-1])
-        rows = rows if rows.dtype is self.dtype else rows.to(self.dtype)
-        inner = rows @ self._turned.t()
+        rows = rows_of(x, self.dtype)
+        laid = self.turned(rows.shape[0])
+        inner = into(rows, laid)
         lead = gates.ndim - 2
-        if lead == x.ndim - 1 and lead:
+        if lead and lead == x.ndim - 1:
             inner = times_own(inner, self._cores, self._expert_factor, gates, alpha=self.alpha)
         else:
-            core = self._mixed(gates)
-            inner = inner @ core if lead == 0 else by_sample(inner, core)
-        if base is not x:
-            rows = base.reshape(rows.shape).to(self.dtype)
-        return torch.addmm(rows, inner, self._turned).view(base.shape)
+            inner = times_core(inner, self.mixed(gates))
+        rows = rows if base is x else rows_of(base, self.dtype)
+        return torch.addmm(rows, inner, laid).view(base.shape)
 
-    def _mixed(self, gates: Tensor) -> Tensor:
+    def mixed(self, gates: Tensor) -> Tensor:
         """Mix the cores, (..., r, r), unless the last call had the same gates."""
         last, version = self._last, version_of(gates)
         if last is not None and last[0] is gates and last[1] == version:
             return last[2]
-        core = mixed(self._cores, self._expert_factor, gates)
-        core = scaled(core, self.alpha).to(self.dtype)
+        core = scaled(mixed(self._cores, self._expert_factor, gates), self.alpha)
+        core = of_one_sample(cast(core, self.dtype))
         self._last = (gates, version, core)
         return core
-
-
-class Kept:
-    """What the calls of one generation have in common in one layer, and the parameters that it was made of."""
-
-    # Not from one generation to the next: optimisers and writes to `.data` change parameters without a trace.
-    def __init__(self, laid: LaidOut, parameters: Sequence[Tensor]) -> None:
-        self.laid = laid
-        self._parameters = tuple(parameters)
-        # They share the parameters' memory, so that no other numbers come to stand at the same address meanwhile.
-        self._shared = [parameter.detach() for parameter in parameters]
-        self._state = states_of(parameters)
-
-    def is_of(self, named: Mapping[str, Tensor | None], dtype: torch.dtype, alpha: float) -> bool:
-        """Tell whether a layer's parameters are still these, as far as torch counts what is written to them."""
-        known = self._parameters
-        return (
-            dtype is self.laid.dtype
-            and alpha == self.laid.alpha
-            and named.get("cores") is known[0]
-            and named.get("expert_factor") is known[1]
-            and named.get("basis") is known[2]
-            and states_of(known) == self._state
-        )

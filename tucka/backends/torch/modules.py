@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, open_weight, step_gain, width_of
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
 from tucka.backends.torch.functional import add_gated_update
-from tucka.backends.torch.laid_out import Kept, LaidOut
+from tucka.backends.torch.laid_out import LaidOut
 from tucka.backends.torch.private import (
+    has_hooks,
     has_master_copy,
     is_in_pieces,
-    is_offloaded,
     is_transformed,
     parameters_by_name,
 )
@@ -102,7 +102,8 @@ class ExpertParts(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return cores, expert factor and basis as they enter the equations: normalised if the spec says so."""
         if self.spec.factor_norm is None:
-            return self.cores, self.expert_factor, self.basis
+            named = parameters_by_name(self)
+            return named["cores"], named["expert_factor"], named["basis"]
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
@@ -116,29 +117,26 @@ class ExpertParts(nn.Module):
         if self.dropout and self.training:
             x = nn.functional.dropout(x, self.dropout)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return LaidOut(self.factors(), compute_dtype(x), self.alpha).add_update(base, x, gates)
+            return self.laid_out(x).add_update(base, x, gates)
         cores, expert_factor, basis = self.factors()
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha)
 
-    def kept(self, x: Tensor, store: dict[int, Kept]) -> LaidOut | None:
-        """Return what the calls of a generation have in common; None where that may not, or need not, be kept."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or (self.dropout and self.training):
-            return None
-        dtype, alpha, known = compute_dtype(x), self.alpha, store.get(id(self))
-        if known is not None and known.is_of(parameters_by_name(self), dtype, alpha):
-            return known.laid
-        parameters = [self.cores, self.expert_factor, self.basis]
-        if any(not _is_at_rest(each) for each in parameters) or is_offloaded(self):
-            return None
-        store[id(self)] = Kept(LaidOut(self.factors(), dtype, alpha), parameters)
-        return store[id(self)].laid
+    def laid_out(self, x: Tensor) -> LaidOut:
+        """Lay the factors out for products with an input, without gradients."""
+        return LaidOut(self.factors(), compute_dtype(x), self.alpha)
+
+    def is_plain(self) -> bool:
+        """Tell whether a call without gradients is nothing but an update by the factors: nobody else takes part."""
+        return type(self) is ExpertParts and not has_hooks(self) and not (self.training and self.dropout)
+
+    def is_at_rest(self) -> bool:
+        """Tell whether no parameter is cut, moved or copied by an engine, or one of a transformation."""
+        return all(map(_is_at_rest, parameters_by_name(self).values()))
 
 
-def _is_at_rest(parameter: nn.Parameter) -> bool:
-    """Tell whether a parameter is neither cut, moved nor copied by an engine, nor one of a transformation."""
-    is_plain = type(parameter) is nn.Parameter and not parameter.is_meta
-    is_own = not is_in_pieces(parameter) and not has_master_copy(parameter)
-    return is_plain and is_own and not is_transformed(parameter)
+def _is_at_rest(parameter: Tensor) -> bool:
+    is_own = not vars(parameter) or not (is_in_pieces(parameter) or has_master_copy(parameter))
+    return type(parameter) is nn.Parameter and is_own and not parameter.is_meta and not is_transformed(parameter)
 
 
 def _holding_ones(like: Tensor) -> Tensor:

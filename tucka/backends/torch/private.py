@@ -9,21 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import CheckpointFunction, _CachingTorchDispatchMode
 
 __all__ = [
+    "are_transformations_on",
     "assert_later",
     "audio_mask",
     "checkpoint_frame",
     "data_parallel_group",
+    "has_hooks",
     "has_input_hooks",
     "has_master_copy",
     "is_any_autocast_on",
     "is_exporting",
     "is_in_pieces",
-    "is_offloaded",
     "is_replica",
     "is_transformed",
     "modules_by_name",
@@ -32,8 +34,8 @@ __all__ = [
     "parameters_by_name",
     "pooled_mask",
     "reentrant_checkpoint",
-    "states_of",
     "version_of",
+    "versions_of",
     "whole_shape",
 ]
 
@@ -86,6 +88,11 @@ def _frame_of(hooks: Any) -> tuple[Any, bool]:
 def is_transformed(tensor: Tensor) -> bool:
     """Tell whether a tensor exists only inside a transformation of `torch.func`, and must not be kept beyond it."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def are_transformations_on() -> bool:
+    """Tell whether a transformation of `torch.func` runs, or differentiation in forward mode."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 def _kept(tensor: Tensor) -> Tensor:
@@ -157,9 +164,17 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def states_of(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """Say of each tensor how often it has been written to, and where its numbers are."""
-    return [(0 if each.is_inference() else each._version, each.data_ptr()) for each in tensors]
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Count how often each tensor has been written to."""
+    try:
+        return [each._version for each in tensors]
+    except RuntimeError:  # some were made in inference mode
+        return [version_of(each) for each in tensors]
+
+
+def pointers_of(tensors: Iterable[Tensor]) -> list[int]:
+    """Say where each tensor's numbers are."""
+    return [each.data_ptr() for each in tensors]
 
 
 def assert_later(condition: Tensor, message: str) -> None:
@@ -187,9 +202,9 @@ def is_replica(module: nn.Module) -> bool:
     return bool(getattr(module, "_is_replica", False))
 
 
-def is_offloaded(module: nn.Module) -> bool:
-    """Tell whether Accelerate brings a module's parameters to the device for each call, and takes them away again."""
-    return hasattr(module, "_hf_hook")
+def has_hooks(module: nn.Module) -> bool:
+    """Tell whether somebody else takes part in a module's calls, as Accelerate does to bring parameters to a device."""
+    return bool(module._forward_pre_hooks or module._forward_hooks) or "forward" in vars(module)
 
 
 # Marks of DeepSpeed: of parameters that ZeRO-3 has cut, and of those whose optimiser trains a copy, from ZeRO-1 on.

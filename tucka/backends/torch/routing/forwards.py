@@ -241,6 +241,9 @@ class Call:
         parent = stack[-1] if stack else None
         if any(running.module is self.module for running in stack):  # for somebody else, from inside of itself
             parent = None
+        generations = forwards.state.generations
+        steps = generations[-1].steps if generations else None
+        around = None if steps is None else steps.now
         forward = Forward(self.part, self.module, args, kwargs, parent)
         if forward.grad and not torch.compiler.is_compiling():
             forward.frame = checkpoint_frame()[0]
@@ -255,6 +258,8 @@ class Call:
                 self.scope.memory.hand_on(forward, output)
         finally:  # whatever ends the call
             del stack[stack.index(forward) :]
+            if steps is not None and not torch.compiler.is_compiling():
+                steps.now = around
         return output
 
     @classmethod

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.steps import Steps
+
 if TYPE_CHECKING:
-    from tucka.backends.torch.laid_out import Kept
     from tucka.backends.torch.routing.routes import Route
 
 __all__ = ["Generating", "Generation", "Preparing"]
@@ -28,7 +29,7 @@ class Generation:
         # What encoders have returned, and the routes of that.
         self.encoded: list[tuple[Tensor, dict[str, Route]]] = []
         self.prepared: list[Tensor] = []
-        self.kept: dict[int, Kept] = {}  # by adapter and layer: what its calls have in common
+        self.steps = Steps()  # what its calls have in common in each layer
         self.last: tuple[Any, ...] | None = None  # its latest call, cache and routes
 
     def owns(self, kwargs: Mapping[str, Any]) -> bool:
@@ -137,4 +138,5 @@ class Preparing(_Replaced):
             names = ("input_ids", "inputs_embeds", "decoder_input_ids", "decoder_inputs_embeds")
             found = [prepared[name] for name in names if isinstance(prepared.get(name), Tensor)]
             generations[-1].prepared = found
+            self.scope.memory.prepare(generations[-1])
         return prepared

@@ -26,6 +26,11 @@ class Memory:
     def __init__(self, scope: RoutingScope) -> None:
         self.scope = scope
 
+    def prepare(self, generation: Generation) -> None:
+        """Let the layers of a model whose calls are not recorded, since no route is made in any, go on as before."""
+        if self.scope.is_pinned() and not self.scope.forwards.state.given and not torch.compiler.is_compiling():
+            generation.steps.open(tuple(each.shape for each in generation.prepared))
+
     def begin(self, forward: Forward) -> None:
         """Find the routes that are known when a call of the model begins."""
         state, parent = self.scope.forwards.state, forward.parent
@@ -43,6 +48,15 @@ class Memory:
         if state.generations and state.generations[-1].owns(forward.kwargs):
             forward.generation = state.generations[-1]
         self._recall(forward)
+        if state.generations and not torch.compiler.is_compiling():
+            steps = state.generations[-1].steps
+            if forward.generation is None or state.given:
+                steps.close()
+            elif not forward.known:
+                steps.open(None)
+            else:  # inputs of one size get the gates of a route in the same way in every call
+                gates = [id(route.gates) for route in forward.known.values()]
+                steps.open((forward.inputs.rows, forward.inputs.tokens, *gates))
 
     def _recall(self, forward: Forward) -> None:
         """Look for the route of a generation, of a cache or of an encoder's output that a call continues."""
@@ -155,6 +169,8 @@ class Memory:
             parent.encoded.update({name: route.averaged() for name, route in routes.items()})
             return
         parent.several = parent.told and bool(forward.routes)
+        if parent.several:  # it is not known which of the calls inside the next layers belong to
+            parent.fits.clear()
         parent.told = parent.told or bool(forward.routes)
         parent.inputs = forward.inputs
         parent.routes.update({name: route for name, route in routes.items() if name not in parent.known})

@@ -129,8 +129,9 @@ class RoutingScope:
         self.detach()
         self._root = root
         self._called.append(root)
-        if all(adapter in self.pinned for adapter in self.options):  # no call has a route of its own
+        if self.is_pinned():  # no call has a route of its own
             Generating.put_on(root, self)
+            Preparing.put_on(root, self)
             return
         self._handles = [root.register_forward_pre_hook(self._refuse_replicas)]
         layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
@@ -147,6 +148,10 @@ class RoutingScope:
                 parent = root.get_submodule(path.rpartition(".")[0])
                 Parent.put_on(parent, self)
                 self._called.append(parent)
+
+    def is_pinned(self) -> bool:
+        """Tell whether all adapters are pinned, so that no calls are recorded."""
+        return all(adapter in self.pinned for adapter in self.options)
 
     def part_around(self, module: nn.Module) -> str:
         """Return the part of the model that the adapted layers inside a module belong to."""
@@ -198,6 +203,13 @@ class RoutingScope:
     def fit(self, adapter: str, layer: Any, x: Tensor) -> Fit:
         """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""
         fixed = self.pinned.get(adapter)
+        if fixed is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            stack = self.forwards.state.open
+            forward = stack[-1] if stack else None
+            if forward is not None and forward.part.name == layer.tucka_part and not forward.grad:
+                found = forward.fits.get((adapter, layer.tucka_place, x.shape, x.get_device()))
+                if found is not None:
+                    return found
         if fixed is not None:
             known = self._pinned_fits.get(adapter)
             is_same = known is not None and known.gates is fixed and fixed.device == x.device
@@ -208,9 +220,9 @@ class RoutingScope:
         if layer.tucka_place is None or torch.compiler.is_compiling():
             return self._fit(adapter, layer, x, forward)
         # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
-        key = (adapter, layer.tucka_place, x.shape)
+        key = (adapter, layer.tucka_place, x.shape, x.get_device())
         found = forward.fits.get(key)
-        if found is None or forward.several or found.gates.device != x.device:
+        if found is None:
             found = forward.fits[key] = self._fit(adapter, layer, x, forward)
         return found
 

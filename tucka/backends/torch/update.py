@@ -1,0 +1,192 @@
+"""An adapter's update as nodes of torch's graph, with backward passes of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tucka.backends.torch.mixing import core_gradient, mixed, mixed_gradients, of_one_sample, scaled, times_core
+from tucka.backends.torch.private import are_transformations_on
+from tucka.backends.torch.thin import FEW, cast, compute_dtype, into, rows_of, turned
+
+__all__ = ["add_product", "add_update", "project"]
+
+# Left to automatic differentiation, an update costs about twice what it needs: products with a basis the wrong way
+# round, several passes over (N, d) numbers for one gradient, and a node of the graph for each of a dozen steps. What is
+# kept for the backward is x as it was given, strided or to be cast: layers that read the same input keep one copy
+# between them. A compiler and the transformations of `torch.func` see the plain products and make their own of them,
+# and few rows cost less than our calls.
+
+
+def add_update(
+    base: Tensor,  # (..., d)
+    x: Tensor,  # (..., d)
+    basis: Tensor,  # (d, r)
+    cores: Tensor,  # (k, p, r, r), or one that is mixed already (..., r, r)
+    expert_factor: Tensor | None = None,  # (t, p)
+    gates: Tensor | None = None,  # (..., k, t), aligned with x from the left
+    *,
+    alpha: float | Tensor = 1.0,
+) -> Tensor:
+    """Add the update of `x` to `base` by one mixed core for all rows, or for each sample."""
+    dtype = compute_dtype(x)
+    if not isinstance(alpha, Tensor) and not _is_plain(x):
+        if gates is None:
+            cores, alpha = scaled(cores, alpha), 1.0
+        start = None if base is x else base
+        result: Tensor = _Update.apply(start, x, basis, cores, expert_factor, gates, alpha, dtype)[0]
+        return result
+    inner, rows = _projected(x, basis, dtype)
+    # Scaled here, where there are r² numbers and not N·r or N·d.
+    core = cores if gates is None or expert_factor is None else mixed(cores, expert_factor, gates)
+    inner = times_core(inner, cast(scaled(core, alpha), dtype))
+    rows = rows if base is x else rows_of(base, dtype)
+    return torch.addmm(rows, inner, cast(basis, dtype).t()).reshape(base.shape)
+
+
+def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``x U`` (N, r) for `x` (..., d) and a basis U (d, r), and `x` itself as rows (N, d)."""
+    # Use the returned rows where x would be added to something made from x U: both parts of the gradient then meet in
+    # one backward, where the product's own kernel adds them without a further pass over (N, d) numbers.
+    dtype = compute_dtype(x)
+    if _is_plain(x):
+        return _projected(x, basis, dtype)
+    inner, rows = _Project.apply(x, basis, dtype)
+    return inner, rows
+
+
+def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
+    """Return ``rows + inner Uᵀ`` for rows (N, d), `inner` (N, r) in their dtype, and a basis U (d, r)."""
+    if _is_plain(rows):
+        return torch.addmm(rows, inner, cast(basis, rows.dtype).t())
+    return _AddProduct.apply(rows, inner, basis)  # type: ignore[no-any-return]
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Tell whether to leave products of `x` (..., d) to torch's own differentiation."""
+    if torch.compiler.is_compiling() or are_transformations_on():
+        return True
+    return torch.is_grad_enabled() and x.numel() <= FEW * x.shape[-1]
+
+
+def _projected(x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    rows = rows_of(x, dtype)
+    return torch.mm(rows, cast(basis, dtype)), rows
+
+
+# Differentiable themselves: backward passes read only inputs and outputs, so second derivatives are right.
+
+
+class _Update(torch.autograd.Function):
+    """``base + α (x U) Ḡ Uᵀ``; its other outputs, ``x U`` and αḠ, are what the backward needs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        base: Tensor | None,
+        x: Tensor,
+        basis: Tensor,
+        cores: Tensor,
+        expert_factor: Tensor | None,
+        gates: Tensor | None,
+        alpha: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, ...]:
+        rows = rows_of(x, dtype)
+        laid = turned(cast(basis, dtype), rows.shape[0])
+        inner = into(rows, laid)
+        core = cores
+        if gates is not None and expert_factor is not None:
+            core = scaled(mixed(cores, expert_factor, gates), alpha)
+        core = of_one_sample(cast(core, dtype))
+        start = rows if base is None else rows_of(base, dtype)
+        result = torch.addmm(start, times_core(inner, core), laid).view(x.shape)
+        made = (inner,) if gates is None else (inner, core)
+        ctx.alpha, ctx.dtype, ctx.base = alpha, dtype, None if base is None else (base.shape, base.dtype)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, basis, cores, expert_factor, gates, *made)
+        return result, *made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, basis, cores, expert_factor, gates, inner, *made = ctx.saved_tensors
+        core = made[0] if made else of_one_sample(cast(cores, ctx.dtype))
+        of_result, of_inner, *of_made = gradients
+        of_core = of_made[0] if of_made else None
+        need_base, need_x, need_basis, *needed = ctx.needs_input_grad[:6]
+        rows = rows_of(x, ctx.dtype)
+        laid = turned(cast(basis, ctx.dtype), rows.shape[0])
+        of_rows = of_base = of_x = of_basis = None
+        if of_result is not None:
+            of_rows = of_result.reshape(rows.shape)
+            of_product = into(of_rows, laid)
+            if any(needed):
+                of_core = _sum(of_core, core_gradient(inner, of_product, core))
+            of_inner = _sum(of_inner, times_core(of_product, core.mT))
+            if need_base:
+                of_base = cast(of_rows.reshape(ctx.base[0]), ctx.base[1])
+        if of_inner is not None and need_x:
+            is_x_added = of_rows is not None and ctx.base is None
+            of_x = torch.addmm(of_rows, of_inner, laid) if is_x_added else torch.mm(of_inner, laid)
+            of_x = cast(of_x.view(x.shape), x.dtype)
+        if of_inner is not None and need_basis:
+            of_laid = torch.mm(of_inner.t(), rows)
+            if of_rows is not None:
+                of_laid = torch.addmm(of_laid, times_core(inner, core).t(), of_rows)
+            of_basis = cast(of_laid.t(), basis.dtype)
+        if of_core is None:
+            return of_base, of_x, of_basis, None, None, None, None, None
+        if gates is None:
+            return of_base, of_x, of_basis, cast(of_core.reshape(cores.shape), cores.dtype), None, None, None, None
+        of_parts = mixed_gradients(of_core, cores, expert_factor, gates, alpha=ctx.alpha, needed=needed)
+        return of_base, of_x, of_basis, *of_parts, None, None
+
+
+def _sum(first: Tensor | None, second: Tensor) -> Tensor:
+    return second if first is None else first + second
+
+
+class _Project(torch.autograd.Function):
+    """``x U``, and x itself as rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        rows = rows_of(x, dtype)
+        ctx.dtype = dtype
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, basis)
+        return into(rows, turned(cast(basis, dtype), rows.shape[0])), rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, basis = ctx.saved_tensors
+        of_inner, of_rows = gradients
+        of_x, of_basis = of_rows, None
+        if of_inner is not None and ctx.needs_input_grad[0]:
+            laid = turned(cast(basis, ctx.dtype), of_inner.shape[0])
+            of_x = torch.mm(of_inner, laid) if of_rows is None else torch.addmm(of_rows, of_inner, laid)
+        if of_inner is not None and ctx.needs_input_grad[1]:
+            of_basis = cast(torch.mm(of_inner.t(), rows_of(x, ctx.dtype)).t(), basis.dtype)
+        return of_x if of_x is None else cast(of_x.reshape(x.shape), x.dtype), of_basis, None
+
+
+class _AddProduct(torch.autograd.Function):
+    """``rows + inner Uᵀ``."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
+        ctx.save_for_backward(inner, basis)
+        return torch.addmm(rows, inner, turned(cast(basis, rows.dtype), rows.shape[0]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inner, basis = ctx.saved_tensors
+        (gradient,) = gradients
+        of_inner = of_basis = None
+        if ctx.needs_input_grad[1]:
+            of_inner = into(gradient, turned(cast(basis, gradient.dtype), gradient.shape[0]))
+        if ctx.needs_input_grad[2]:
+            of_basis = cast(torch.mm(inner.t(), gradient).t(), basis.dtype)
+        return gradient, of_inner, of_basis
