@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch import Router, householder_adapt, mix_cores, tucker_adapt, tucker_adapt_gated
-from tucka.backends.torch.routing.router import gates_of
+from tucka.backends.torch.routing.choosing import gates_of
 from tucka.spec import TuckerSpec
 
 SAMPLES, TOKENS, WIDTH, RANK, GROUPS, EXPERTS, SLICES = 8, 128, 768, 8, 4, 2, 2

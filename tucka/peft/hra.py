@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from peft.tuners.hra.layer import HRAConv2d, HRALayer, HRALinear
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tucka.backends.torch.householder import householder_gamma
-from tucka.backends.torch.thin import wide_dtype, without_autocast
+from tucka.backends.torch.private import are_transformations_on
+from tucka.backends.torch.thin import cast, into, wide_dtype, without_autocast
 from tucka.errors import ConfigError, expected
 
 __all__ = ["AcceleratedHRAConv2d", "AcceleratedHRALinear", "accelerate_hra", "restore_hra"]
@@ -39,6 +41,37 @@ def _thin_factors(layer: Any, name: str) -> Factors:
         return unit @ householder_gamma(unit), unit
 
 
+class _Kept(NamedTuple):
+    """Factors of one adapter, and all that they were made of."""
+
+    vectors: Tensor
+    options: tuple[Any, ...]
+    factors: Factors
+
+
+# What calls without gradients share. Beside the layers, so that copies and files of them hold nothing of it.
+_kept: weakref.WeakKeyDictionary[nn.Module, dict[str, _Kept]] = weakref.WeakKeyDictionary()
+
+
+def _factors(layer: Any, name: str, dtype: torch.dtype) -> Factors:
+    """Return the factors of one adapter in a dtype, those of an earlier call where its vectors are still the same."""
+    vectors = layer.hra_u[name]
+    is_plain = type(vectors) in (nn.Parameter, Tensor) and vectors.is_cpu
+    # Compared number by number: optimisers and writes to `.data` leave no other trace. A GPU would have to be waited
+    # for.
+    if not is_plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or are_transformations_on():
+        left, right = _thin_factors(layer, name)
+        return left.to(dtype), right.to(dtype)
+    kept = _kept.setdefault(layer, {})
+    options = (layer.hra_apply_GS[name], layer.hra_r[name], dtype)
+    known = kept.get(name)
+    if known is None or known.options != options or not torch.equal(known.vectors, vectors):
+        # Turned, as few rows are multiplied best.
+        left, right = (factor.to(dtype).t().contiguous().t() for factor in _thin_factors(layer, name))
+        known = kept[name] = _Kept(vectors.detach().clone(), options, (left, right))
+    return known.factors
+
+
 def _orthonormal(vectors: Tensor, rank: int) -> Tensor:
     """Orthonormalise columns in exactly PEFT's order of operations."""
     # PEFT's default start has pairs of equal columns, of which this leaves rounding noise: another order, however
@@ -54,7 +87,7 @@ def _orthonormal(vectors: Tensor, rank: int) -> Tensor:
 
 def _multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Return ``rows (I + left rightᵀ)``."""
-    return torch.addmm(rows, rows @ left, right.t())
+    return torch.addmm(rows, into(rows, left.t()), right.t())
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Factors]) -> Tensor:
@@ -86,17 +119,20 @@ def _conv2d(
 
 def _forward(layer: Any, product: Product, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Compute what PEFT's layer computes, in the dtype of `x`."""
-    if layer.disable_adapters and layer.merged:
+    if layer._disable_adapters and layer.merged_adapters:
         layer.unmerge()
-    if layer.disable_adapters or layer.merged:
+    if layer._disable_adapters or layer.merged_adapters:
         result: Tensor = layer.base_layer(x, *args, **kwargs)
         return result.to(x.dtype)
-    weight, bias = layer.get_base_layer().weight.data, layer.base_layer.bias
-    dtype = torch.promote_types(x.dtype, weight.dtype) if layer.cast_input_dtype_enabled else weight.dtype
-    names = [name for name in layer.active_adapters if name in layer.hra_u]
-    factors = [(left.to(dtype), right.to(dtype)) for left, right in (_thin_factors(layer, name) for name in names)]
-    bias = None if bias is None else bias.to(dtype)
-    return product(x.to(dtype), weight.to(dtype), bias, factors).to(x.dtype)
+    base = layer.get_base_layer()
+    weight, bias, vectors = base.weight.data, base.bias, layer.hra_u
+    dtype = weight.dtype
+    if x.dtype is not dtype and layer.cast_input_dtype_enabled:
+        dtype = torch.promote_types(x.dtype, dtype)
+    names = [name for name in layer.active_adapters if name in vectors]
+    factors = [_factors(layer, name, dtype) for name in names]
+    bias = None if bias is None else cast(bias, dtype)
+    return cast(product(cast(x, dtype), cast(weight, dtype), bias, factors), x.dtype)
 
 
 def _wide_multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:

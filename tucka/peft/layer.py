@@ -26,10 +26,10 @@ from tucka.backends.torch.base_layers import (
 )
 from tucka.backends.torch.laid_out import LaidOut
 from tucka.backends.torch.modules import ExpertParts
-from tucka.backends.torch.private import modules_by_name, parameters_by_name
+from tucka.backends.torch.private import is_called_alone, modules_by_name, parameters_by_name
 from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
-from tucka.backends.torch.routing.routes import AS_IT_IS, Fit
+from tucka.backends.torch.routing.routes import AS_IT_IS
 from tucka.backends.torch.routing.scope import RoutingScope
 from tucka.backends.torch.steps import Step
 from tucka.checks import check_finite
@@ -237,7 +237,8 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if generations and not torch.compiler.is_dynamo_compiling():
             step = generations[-1].steps.take(self, x) if adapter_names is None else None
             if step is not None:
-                return own["base_layer"](step.add_update(x), *args, **kwargs)
+                gates = None if step.adapter is None else self.tucka_scope.fit(step.adapter, self, x).gates
+                return own["base_layer"](step.add_update(x, gates), *args, **kwargs)
         if adapter_names is not None and not self._disable_adapters:
             x = self._adapted_by_row(x, adapter_names)
         elif self._disable_adapters:
@@ -255,22 +256,27 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             names = [name for name in names if name in experts]
         if not names:
             return x
+        is_compiled = torch.compiler.is_compiling()
         # Checked before anything is routed on it, once for each kind of input. A new kind would compile anew.
-        is_known = not torch.compiler.is_compiling() and self._checked == (x.dtype, x.shape[-1], x.get_device(), names)
+        is_known = not is_compiled and self._checked == (x.dtype, x.shape[-1:], x.device, names)
         result = rows = x if is_known else self._checked_rows(x, names)
+        is_lean = not is_compiled and not torch.is_grad_enabled()
         for name in names:
             fit = self.tucka_scope.fit(name, self, rows)
-            parts = experts[name]
-            if torch.is_grad_enabled() or torch.compiler.is_compiling() or not parts.is_plain():
-                result = _with_update(parts, result, rows, fit)
-            elif fit.view is AS_IT_IS:
+            parts, laid = experts[name], None
+            if is_compiled or type(parts) is not ExpertParts or not is_called_alone(parts):
+                update = parts
+            elif is_lean and not parts.drops:
                 laid = self._laid_out(name, parts, rows)
-                result = laid.add_update(result, rows, fit.gates)
-                if laid.is_used_again and rows is x and len(names) == 1:
-                    self._note_step(name, laid, fit.gates, x)
+                update = laid.add_update
+            else:  # a module's call takes as long as two products of few rows
+                update = parts.forward
+            if fit.view is AS_IT_IS:
+                result = update(result, rows, fit.gates)
             else:
-                laid = self._laid_out(name, parts, rows)
-                result = fit.back(laid.add_update(fit.rows(result), fit.rows(rows), fit.gates), rows)
+                result = fit.back(update(fit.rows(result), fit.rows(rows), fit.gates), rows)
+            if laid is not None and laid.is_used_again and len(names) == 1 and rows is x and fit.view is AS_IT_IS:
+                self._note_step(name, laid, fit.gates, x)
         return result if rows is x else from_rows(self.get_base_layer(), result, x)
 
     def _laid_out(self, name: str, parts: ExpertParts, x: Tensor) -> LaidOut:
@@ -293,8 +299,10 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         running = scope.forwards.innermost(self.tucka_part) if pinned is None else None
         route = None if running is None else running.known.get(name)
         is_known = gates is pinned or (route is not None and gates is route.gates and gates.ndim < 4)
-        if is_known and self.tucka_layout is Layout.SAMPLES_FIRST:
-            scope.forwards.state.generations[-1].steps.note(self, Step(laid, gates, x), gates)
+        is_own = not is_known and gates.ndim - 2 == x.ndim - 1  # each token's
+        if (is_known or is_own) and self.tucka_layout is Layout.SAMPLES_FIRST:
+            step = Step(laid, x, gates) if is_known else Step(laid, x, adapter=name)
+            scope.forwards.state.generations[-1].steps.note(self, step, gates if is_known else None)
 
     def _adapted_by_row(self, x: Tensor, names: list[str]) -> Tensor:
         """Add to each row of the layer's input (B, ..., d) the update of the adapter that is named for it."""
@@ -320,7 +328,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         self._check_batch_axis(base, x, names)
         if rows is x and layer_dtype(base) == x.dtype and not torch.compiler.is_compiling():
             # autocast or not, an input of this kind fits
-            self.__dict__["_checked"] = (x.dtype, x.shape[-1], x.get_device(), list(names))
+            self.__dict__["_checked"] = (x.dtype, x.shape[-1:], x.device, list(names))
         return rows
 
     def _check_batch_axis(self, base: nn.Module, x: Tensor, names: list[str]) -> None:
@@ -340,13 +348,6 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def __repr__(self) -> str:
         """Show the layer as its base's class with the adapter's prefix."""
         return "tucka." + super().__repr__()
-
-
-def _with_update(parts: Any, base: Tensor, rows: Tensor, fit: Fit) -> Tensor:
-    """Call the parts of an adapter as a module, with the view of its input that fits the gates."""
-    if fit.view is AS_IT_IS:
-        return cast(Tensor, parts(base, rows, fit.gates))
-    return fit.back(parts(fit.rows(base), fit.rows(rows), fit.gates), rows)
 
 
 class _Remembered:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.mixing import mixed, of_one_sample, scaled, times_core, times_own
+from tucka.backends.torch.mixing import cores_of_experts, mixed, of_one_sample, scaled, times_core, times_own
 from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
 
@@ -15,14 +15,26 @@ __all__ = ["LaidOut"]
 class LaidOut:
     """The factors of one layer for inputs of one dtype, and the last mixed core."""
 
-    __slots__ = ("_basis", "_cores", "_expert_factor", "_last", "_turned", "alpha", "count", "dtype", "is_used_again")
+    __slots__ = (
+        "_basis",
+        "_cores",
+        "_expert_factor",
+        "_experts",
+        "_last",
+        "_turned",
+        "alpha",
+        "count",
+        "dtype",
+        "is_used_again",
+    )
 
     def __init__(self, factors: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, alpha: float) -> None:
         self.dtype = dtype
         self._cores, self._expert_factor, basis = factors  # (k, p, r, r), (t, p), (d, r)
         self.alpha = alpha
-        self._basis = cast(basis, dtype)
+        self._basis = basis if basis.dtype is dtype else basis.to(dtype)
         self._turned: Tensor | None = None
+        self._experts: Tensor | None = None  # the core of each expert, (k·t, r²)
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
         self.count = -1  # of the token that it was last used for, in a generation
         self.is_used_again = False
@@ -30,9 +42,9 @@ class LaidOut:
     def turned(self, rows: int) -> Tensor:
         """Return Uᵀ (r, d) for products with a number of rows."""
         if rows > FEW:
-            return turned(self._basis, rows)
+            return turned(self._basis, self.dtype, rows)
         if self._turned is None:
-            self._turned = turned(self._basis, rows)
+            self._turned = turned(self._basis, self.dtype, rows)
         return self._turned
 
     def add_update(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
@@ -40,13 +52,24 @@ class LaidOut:
         rows = rows_of(x, self.dtype)
         laid = self.turned(rows.shape[0])
         inner = into(rows, laid)
-        lead = gates.ndim - 2
-        if lead and lead == x.ndim - 1:
-            inner = times_own(inner, self._cores, self._expert_factor, gates, alpha=self.alpha)
-        else:
-            inner = times_core(inner, self.mixed(gates))
+        is_own = gates.ndim - 2 == x.ndim - 1 > 0
+        inner = self.times_own(inner, gates) if is_own else times_core(inner, self.mixed(gates))
         rows = rows if base is x else rows_of(base, self.dtype)
         return torch.addmm(rows, inner, laid).view(base.shape)
+
+    def times_own(self, inner: Tensor, gates: Tensor) -> Tensor:
+        """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
+        few = inner.shape[0] <= FEW and self._expert_factor.shape[0] <= 2 * self._expert_factor.shape[1]
+        if not few or not inner.shape[0]:
+            return times_own(inner, self._cores, self._expert_factor, gates, alpha=self.alpha)
+        if self._experts is None:
+            experts = scaled(cores_of_experts(self._cores, self._expert_factor), self.alpha)
+            self._experts = cast(experts, self.dtype)
+        rank = inner.shape[1]
+        own = torch.mm(cast(gates.reshape(inner.shape[0], -1), self.dtype), self._experts)
+        if inner.shape[0] == 1:
+            return torch.mm(inner, own.view(rank, rank))
+        return torch.bmm(inner[:, None, :], own.view(-1, rank, rank)).squeeze(1)
 
     def mixed(self, gates: Tensor) -> Tensor:
         """Mix the cores, (..., r, r), unless the last call had the same gates."""

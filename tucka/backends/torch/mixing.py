@@ -12,7 +12,10 @@ from tucka.backends.torch.thin import cast, has_autocast, wide_dtype, without_au
 from tucka.spec import mixes_each_row
 
 __all__ = [
+    "core_gradient",
+    "cores_of_experts",
     "mixed",
+    "mixed_by",
     "mixed_gradients",
     "of_one_sample",
     "scaled",
@@ -20,32 +23,65 @@ __all__ = [
     "times_core",
     "times_mixed",
     "times_own",
+    "weights_of",
 ]
 
 
 def mixed(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
     """Mix cores (k, p, r, r) by an expert factor (t, p) and gates (..., k, t) to (..., r, r)."""
-    weights = _expert_weights(expert_factor, gates)
-    core = _wide_product(weights, cast(_stacked(cores), weights.dtype))
-    return core.reshape(*gates.shape[:-2], *cores.shape[-2:])
+    return mixed_by(weights_of(expert_factor, gates), cores).reshape(*gates.shape[:-2], *cores.shape[2:])
+
+
+def weights_of(expert_factor: Tensor, gates: Tensor) -> Tensor:
+    """Contract gates (..., k, t) with the expert factor to the weight of each core slice, (N, k·p)."""
+    if expert_factor.dtype is not gates.dtype or expert_factor.dtype in _NARROW:
+        dtype = wide_dtype(expert_factor, gates)
+        expert_factor, gates = expert_factor.to(dtype), gates.to(dtype)
+    groups, experts = gates.shape[-2:]
+    weights = _wide_product(gates if gates.ndim == 2 else gates.reshape(-1, experts), expert_factor)
+    return weights.reshape(-1, groups * expert_factor.shape[-1])
+
+
+def cores_of_experts(cores: Tensor, expert_factor: Tensor) -> Tensor:
+    """Mix each group's cores (k, p, r, r) by the expert factor (t, p), to one core for each expert (k·t, r²)."""
+    dtype = wide_dtype(cores, expert_factor)
+    with without_autocast(cores.device.type):
+        each = torch.matmul(cast(expert_factor, dtype), cast(cores, dtype).flatten(2))
+    return each.reshape(-1, each.shape[-1])
+
+
+def mixed_by(weights: Tensor, cores: Tensor) -> Tensor:
+    """Sum cores (k, p, r, r) by weights (N, k·p) to (N, r²)."""
+    return _wide_product(weights, cast(_stacked(cores), weights.dtype))
 
 
 def mixed_gradients(
-    of_core: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float, needed: Sequence[bool]
+    of_core: Tensor | None,  # (..., r, r): for α times `mixed`
+    of_weights: Tensor | None,  # (N, k·p)
+    weights: Tensor,
+    cores: Tensor,
+    expert_factor: Tensor,
+    gates: Tensor,
+    alpha: float,
+    needed: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of cores, expert factor and gates, of those that are needed, for one of α times `mixed`."""
-    dtype = wide_dtype(expert_factor, gates)
-    of_core = scaled(cast(of_core.reshape(-1, cores.shape[-1] ** 2), dtype), alpha)
+    """Return the gradients of cores, expert factor and gates, of those that are needed."""
     of_cores = of_factor = of_gates = None
-    if needed[0]:
-        weights = _expert_weights(expert_factor, gates)
-        of_cores = cast(_wide_product(weights.t(), of_core).reshape(cores.shape), cores.dtype)
-    if needed[1] or needed[2]:
-        of_weights = _wide_product(of_core, cast(_stacked(cores), dtype).t()).reshape(-1, expert_factor.shape[-1])
-        flat = cast(gates.reshape(-1, gates.shape[-1]), dtype)
-        of_factor = cast(_wide_product(flat.t(), of_weights), expert_factor.dtype) if needed[1] else None
+    if of_core is not None:
+        of_mixed = scaled(cast(of_core.reshape(len(weights), -1), weights.dtype), alpha)
+        if needed[0]:
+            of_cores = cast(_wide_product(weights.t(), of_mixed).reshape(cores.shape), cores.dtype)
+        if needed[1] or needed[2]:
+            through = _wide_product(of_mixed, cast(_stacked(cores), weights.dtype).t())
+            of_weights = through if of_weights is None else of_weights + through
+    if of_weights is not None:
+        of_weights = of_weights.reshape(-1, expert_factor.shape[-1])
+        if needed[1]:
+            flat = cast(gates.reshape(-1, gates.shape[-1]), weights.dtype)
+            of_factor = cast(_wide_product(flat.t(), of_weights), expert_factor.dtype)
         if needed[2]:
-            of_gates = cast(_wide_product(of_weights, cast(expert_factor, dtype).t()).reshape(gates.shape), gates.dtype)
+            of_gates = _wide_product(of_weights, cast(expert_factor, weights.dtype).t())
+            of_gates = cast(of_gates.reshape(gates.shape), gates.dtype)
     return of_cores, of_factor, of_gates
 
 
@@ -75,7 +111,7 @@ def of_one_sample(core: Tensor) -> Tensor:
 def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
     """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
     groups, slices, rank, _ = cores.shape
-    weights = cast(scaled(_expert_weights(expert_factor, gates), alpha), inner.dtype)
+    weights = cast(scaled(weights_of(expert_factor, gates), alpha), inner.dtype)
     stacked = cast(cores, inner.dtype).reshape(-1, rank, rank)
     times = times_mixed if mixes_each_row(rank, groups, slices) else spread_times
     return times(inner, weights, stacked)
@@ -104,16 +140,6 @@ def _stacked(cores: Tensor) -> Tensor:
     """View cores (k, p, r, r) as the rows (k·p, r²) of one matrix."""
     groups, slices, rank, _ = cores.shape
     return cores.reshape(groups * slices, rank * rank)
-
-
-def _expert_weights(expert_factor: Tensor, gates: Tensor) -> Tensor:
-    """Contract gates (..., k, t) with the expert factor to the weight of each core slice, (N, k·p)."""
-    if expert_factor.dtype is not gates.dtype or expert_factor.dtype in _NARROW:
-        dtype = wide_dtype(expert_factor, gates)
-        expert_factor, gates = expert_factor.to(dtype), gates.to(dtype)
-    groups, experts = gates.shape[-2:]
-    weights = _wide_product(gates if gates.ndim == 2 else gates.reshape(-1, experts), expert_factor)
-    return weights.reshape(-1, groups * expert_factor.shape[-1])
 
 
 _NARROW = (torch.float16, torch.bfloat16)

@@ -14,7 +14,6 @@ from tucka.backends.torch.checks import check_fits_width, check_gates, check_lea
 from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.laid_out import LaidOut
 from tucka.backends.torch.private import (
-    has_hooks,
     has_master_copy,
     is_in_pieces,
     is_transformed,
@@ -114,7 +113,7 @@ class ExpertParts(nn.Module):
 
     def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
-        if self.dropout and self.training:
+        if self.drops:
             x = nn.functional.dropout(x, self.dropout)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self.laid_out(x).add_update(base, x, gates)
@@ -125,9 +124,10 @@ class ExpertParts(nn.Module):
         """Lay the factors out for products with an input, without gradients."""
         return LaidOut(self.factors(), compute_dtype(x), self.alpha)
 
-    def is_plain(self) -> bool:
-        """Tell whether a call without gradients is nothing but an update by the factors: nobody else takes part."""
-        return type(self) is ExpertParts and not has_hooks(self) and not (self.training and self.dropout)
+    @property
+    def drops(self) -> bool:
+        """Whether a call drops numbers of its input."""
+        return bool(self.dropout) and self.training
 
     def is_at_rest(self) -> bool:
         """Tell whether no parameter is cut, moved or copied by an engine, or one of a transformation."""

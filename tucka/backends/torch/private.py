@@ -20,10 +20,10 @@ __all__ = [
     "audio_mask",
     "checkpoint_frame",
     "data_parallel_group",
-    "has_hooks",
     "has_input_hooks",
     "has_master_copy",
     "is_any_autocast_on",
+    "is_called_alone",
     "is_exporting",
     "is_in_pieces",
     "is_replica",
@@ -118,9 +118,8 @@ def outside_checkpoints() -> Iterator[None]:
         yield
 
 
-def is_any_autocast_on() -> bool:
-    """Tell whether autocast is on for any type of device, in a tenth of the time that asking for one takes."""
-    return torch._C._is_any_autocast_enabled()
+# Whether autocast is on for any type of device, in a tenth of the time that asking for one takes.
+is_any_autocast_on: Callable[[], bool] = torch._C._is_any_autocast_enabled
 
 
 def audio_mask(model: Any, mask: Tensor, length: int) -> Tensor | None:
@@ -202,9 +201,9 @@ def is_replica(module: nn.Module) -> bool:
     return bool(getattr(module, "_is_replica", False))
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Tell whether somebody else takes part in a module's calls, as Accelerate does to bring parameters to a device."""
-    return bool(module._forward_pre_hooks or module._forward_hooks) or "forward" in vars(module)
+def is_called_alone(module: nn.Module) -> bool:
+    """Tell whether nobody else takes part in a module's calls, as Accelerate does to bring parameters to a device."""
+    return not (module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module))
 
 
 # Marks of DeepSpeed: of parameters that ZeRO-3 has cut, and of those whose optimiser trains a copy, from ZeRO-1 on.

@@ -28,21 +28,26 @@ class Remembered(Protocol):
 
 
 class Step:
-    """One layer's update of inputs of one shape by gates that stay as they are."""
+    """One layer's update of inputs of one shape, by gates that stay as they are or by each token's own."""
 
-    __slots__ = ("_core", "_turned", "_width", "count", "dtype", "shape")
+    __slots__ = ("_core", "_laid", "_turned", "_width", "adapter", "count", "dtype", "shape")
 
-    def __init__(self, laid: LaidOut, gates: Tensor, x: Tensor) -> None:
+    def __init__(self, laid: LaidOut, x: Tensor, gates: Tensor | None = None, adapter: str | None = None) -> None:
         self.shape, self.dtype = x.shape, x.dtype
+        self.adapter = adapter  # whose gates are to be asked for, if they do not stay as they are
         self.count = -1  # of the token that it was last used for
         self._width = x.shape[-1]
-        self._turned, self._core = laid.turned(x.numel() // self._width), laid.mixed(gates)
+        self._laid, self._turned = laid, laid.turned(x.numel() // self._width)
+        self._core = None if gates is None else laid.mixed(gates)
 
-    def add_update(self, x: Tensor) -> Tensor:
-        """Add its update to an input of its shape."""
+    def add_update(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Add its update to an input of its shape, by the gates of its tokens if they are asked for."""
         rows, core = x.reshape(-1, self._width), self._core
         inner = into(rows, self._turned)
-        inner = torch.mm(inner, core) if core.ndim == 2 else times_core(inner, core)
+        if core is not None:
+            inner = torch.mm(inner, core) if core.ndim == 2 else times_core(inner, core)
+        elif gates is not None:
+            inner = self._laid.times_own(inner, gates)
         return torch.addmm(rows, inner, self._turned).view(self.shape)
 
 
@@ -68,7 +73,7 @@ class Steps:
     def open(self, size: Hashable) -> None:
         """Let the layers of a call go on with what they have in common with earlier ones.
 
-        `size` tells apart calls whose layers get other gates, or other rows of them; None where no gates are known.
+        `size` tells apart calls whose layers get other gates, or other rows of them.
         """
         if torch.is_grad_enabled() or is_any_autocast_on():
             self.now = None
@@ -78,7 +83,7 @@ class Steps:
         if not (is_same and all(known.is_as_it_was() for known in self._remembered)):
             self._forget()
         self._count += 1
-        self.now = {} if size is None else self._by_size.setdefault(size, {})
+        self.now = self._by_size.setdefault(size, {})
 
     def close(self) -> None:
         """Share nothing in a call of somebody else's."""
@@ -111,12 +116,12 @@ class Steps:
         self._remembered.append(remembered)
         self._watch(tensors)
 
-    def note(self, layer: object, step: Step, gates: Tensor) -> None:
-        """Keep a layer's step with gates that are the same in all calls of this size."""
+    def note(self, layer: object, step: Step, gates: Tensor | None) -> None:
+        """Keep a layer's step for calls of this size, and the gates that it was made of."""
         if self.now is not None and id(layer) not in self.now:
             step.count = self._count
             self.now[id(layer)] = step
-            if id(gates) not in self._watched:
+            if gates is not None and id(gates) not in self._watched:
                 self._watch([gates])
 
     def _watch(self, tensors: Iterable[Tensor]) -> None:

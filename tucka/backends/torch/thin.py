@@ -62,16 +62,16 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
 
 
-def turned(basis: Tensor, rows: int) -> Tensor:
-    """Return Uᵀ (r, d) of a basis (d, r), laid out for products with a number of rows."""
-    transposed = basis.t()
-    is_copied = transposed.device.type == "cpu" and (rows <= FEW or basis.dtype is torch.float16)
+def turned(basis: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+    """Return Uᵀ (r, d) of a basis (d, r) in a dtype, laid out for products with a number of rows."""
+    transposed = (basis if basis.dtype is dtype else basis.to(dtype)).t()
+    is_copied = (rows <= FEW or dtype is torch.float16) and transposed.is_cpu
     return transposed.contiguous() if is_copied else transposed
 
 
 def into(rows: Tensor, laid: Tensor) -> Tensor:
     """Return ``x U`` (N, r) for rows (N, d) and Uᵀ (r, d) from `turned`."""
-    if rows.shape[0] > FEW and rows.dtype in _TURNS and rows.device.type == "cpu":
+    if rows.shape[0] > FEW and rows.dtype in _TURNS and rows.is_cpu:
         return torch.mm(laid, rows.t()).t()
     return torch.mm(rows, laid.t())
 
@@ -81,4 +81,5 @@ _TURNS = (torch.float32, torch.float64)
 
 def rows_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     """View `x` (..., d) as rows (N, d) of a dtype."""
-    return cast(x.reshape(-1, x.shape[-1]), dtype)
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.dtype is dtype else rows.to(dtype)

@@ -7,7 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.mixing import core_gradient, mixed, mixed_gradients, of_one_sample, scaled, times_core
+from tucka.backends.torch.mixing import (
+    core_gradient,
+    mixed,
+    mixed_by,
+    mixed_gradients,
+    of_one_sample,
+    scaled,
+    times_core,
+    weights_of,
+)
 from tucka.backends.torch.private import are_transformations_on
 from tucka.backends.torch.thin import FEW, cast, compute_dtype, into, rows_of, turned
 
@@ -80,7 +89,7 @@ def _projected(x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 class _Update(torch.autograd.Function):
-    """``base + α (x U) Ḡ Uᵀ``; its other outputs, ``x U`` and αḠ, are what the backward needs."""
+    """``base + ((x U) αḠ) Uᵀ``; its other outputs are the factors of its products, which the backward needs."""
 
     @staticmethod
     def forward(
@@ -95,15 +104,17 @@ class _Update(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, ...]:
         rows = rows_of(x, dtype)
-        laid = turned(cast(basis, dtype), rows.shape[0])
+        laid = turned(basis, dtype, rows.shape[0])
         inner = into(rows, laid)
         core = cores
         if gates is not None and expert_factor is not None:
-            core = scaled(mixed(cores, expert_factor, gates), alpha)
+            weights = weights_of(expert_factor, gates)
+            core = scaled(mixed_by(weights, cores), alpha).reshape(*gates.shape[:-2], *cores.shape[2:])
         core = of_one_sample(cast(core, dtype))
+        product = times_core(inner, core)
+        made = (inner, product) if gates is None else (inner, product, core, weights)
         start = rows if base is None else rows_of(base, dtype)
-        result = torch.addmm(start, times_core(inner, core), laid).view(x.shape)
-        made = (inner,) if gates is None else (inner, core)
+        result = torch.addmm(start, product, laid).view(x.shape)
         ctx.alpha, ctx.dtype, ctx.base = alpha, dtype, None if base is None else (base.shape, base.dtype)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, basis, cores, expert_factor, gates, *made)
@@ -111,36 +122,35 @@ class _Update(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, basis, cores, expert_factor, gates, inner, *made = ctx.saved_tensors
-        core = made[0] if made else of_one_sample(cast(cores, ctx.dtype))
-        of_result, of_inner, *of_made = gradients
-        of_core = of_made[0] if of_made else None
+        x, basis, cores, expert_factor, gates, inner, product, *made = ctx.saved_tensors
+        of_result, of_inner, of_product, *of_made = gradients
+        core, of_core = (made[0], of_made[0]) if made else (of_one_sample(cast(cores, ctx.dtype)), None)
         need_base, need_x, need_basis, *needed = ctx.needs_input_grad[:6]
         rows = rows_of(x, ctx.dtype)
-        laid = turned(cast(basis, ctx.dtype), rows.shape[0])
+        laid = turned(basis, ctx.dtype, rows.shape[0])
         of_rows = of_base = of_x = of_basis = None
         if of_result is not None:
             of_rows = of_result.reshape(rows.shape)
-            of_product = into(of_rows, laid)
-            if any(needed):
-                of_core = _sum(of_core, core_gradient(inner, of_product, core))
-            of_inner = _sum(of_inner, times_core(of_product, core.mT))
+            of_product = _sum(of_product, into(of_rows, laid))
             if need_base:
                 of_base = cast(of_rows.reshape(ctx.base[0]), ctx.base[1])
+        if of_product is not None:
+            of_inner = _sum(of_inner, times_core(of_product, core.mT))
+            if True in needed:
+                of_core = _sum(of_core, core_gradient(inner, of_product, core))
         if of_inner is not None and need_x:
-            is_x_added = of_rows is not None and ctx.base is None
-            of_x = torch.addmm(of_rows, of_inner, laid) if is_x_added else torch.mm(of_inner, laid)
+            added = of_rows if ctx.base is None else None
+            of_x = torch.mm(of_inner, laid) if added is None else torch.addmm(added, of_inner, laid)
             of_x = cast(of_x.view(x.shape), x.dtype)
         if of_inner is not None and need_basis:
             of_laid = torch.mm(of_inner.t(), rows)
-            if of_rows is not None:
-                of_laid = torch.addmm(of_laid, times_core(inner, core).t(), of_rows)
+            of_laid = of_laid if of_rows is None else torch.addmm(of_laid, product.t(), of_rows)
             of_basis = cast(of_laid.t(), basis.dtype)
-        if of_core is None:
-            return of_base, of_x, of_basis, None, None, None, None, None
-        if gates is None:
-            return of_base, of_x, of_basis, cast(of_core.reshape(cores.shape), cores.dtype), None, None, None, None
-        of_parts = mixed_gradients(of_core, cores, expert_factor, gates, alpha=ctx.alpha, needed=needed)
+        of_parts: tuple[Tensor | None, ...] = (None, None, None)
+        if gates is None and of_core is not None:
+            of_parts = (cast(of_core.reshape(cores.shape), cores.dtype), None, None)
+        elif gates is not None:
+            of_parts = mixed_gradients(of_core, of_made[1], made[1], cores, expert_factor, gates, ctx.alpha, needed)
         return of_base, of_x, of_basis, *of_parts, None, None
 
 
@@ -157,7 +167,7 @@ class _Project(torch.autograd.Function):
         ctx.dtype = dtype
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, basis)
-        return into(rows, turned(cast(basis, dtype), rows.shape[0])), rows.view_as(rows)
+        return into(rows, turned(basis, dtype, rows.shape[0])), rows.view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -165,7 +175,7 @@ class _Project(torch.autograd.Function):
         of_inner, of_rows = gradients
         of_x, of_basis = of_rows, None
         if of_inner is not None and ctx.needs_input_grad[0]:
-            laid = turned(cast(basis, ctx.dtype), of_inner.shape[0])
+            laid = turned(basis, ctx.dtype, of_inner.shape[0])
             of_x = torch.mm(of_inner, laid) if of_rows is None else torch.addmm(of_rows, of_inner, laid)
         if of_inner is not None and ctx.needs_input_grad[1]:
             of_basis = cast(torch.mm(of_inner.t(), rows_of(x, ctx.dtype)).t(), basis.dtype)
@@ -178,7 +188,7 @@ class _AddProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
         ctx.save_for_backward(inner, basis)
-        return torch.addmm(rows, inner, turned(cast(basis, rows.dtype), rows.shape[0]))
+        return torch.addmm(rows, inner, turned(basis, rows.dtype, rows.shape[0]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -186,7 +196,7 @@ class _AddProduct(torch.autograd.Function):
         (gradient,) = gradients
         of_inner = of_basis = None
         if ctx.needs_input_grad[1]:
-            of_inner = into(gradient, turned(cast(basis, gradient.dtype), gradient.shape[0]))
+            of_inner = into(gradient, turned(basis, gradient.dtype, gradient.shape[0]))
         if ctx.needs_input_grad[2]:
             of_basis = cast(torch.mm(inner.t(), gradient).t(), basis.dtype)
         return gradient, of_inner, of_basis

@@ -12,7 +12,7 @@ import tucka
 from support.cost_meter import measure
 from tucka import reference
 from tucka.backends.torch import Router
-from tucka.backends.torch.routing.router import gates_of
+from tucka.backends.torch.routing.choosing import gates_of
 from tucka.errors import RouteError, ShapeError, TuckaError
 from tucka.spec import TuckerSpec
 

@@ -52,8 +52,6 @@ class Memory:
             steps = state.generations[-1].steps
             if forward.generation is None or state.given:
                 steps.close()
-            elif not forward.known:
-                steps.open(None)
             else:  # inputs of one size get the gates of a route in the same way in every call
                 gates = [id(route.gates) for route in forward.known.values()]
                 steps.open((forward.inputs.rows, forward.inputs.tokens, *gates))

@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from tucka.backends.torch.checks import check_spec_type, check_tensors
 from tucka.backends.torch.private import version_of
-from tucka.backends.torch.thin import without_autocast
+from tucka.backends.torch.routing.choosing import feature_of, gates_of, logits_of
+from tucka.backends.torch.thin import cast, without_autocast
 from tucka.checks import check_count
 from tucka.core.centroids import kaiming_centroids
-from tucka.core.routing import affinity_logits, routing_feature
 from tucka.errors import ArrayError, ConfigError, RouteError, ShapeError, expected
 from tucka.spec import TuckerSpec
 
-__all__ = ["Router", "gates_of"]
+__all__ = ["Router"]
 
 _HALF = (torch.float16, torch.bfloat16)
 _PIECE = 1024  # tokens that are widened at a time
@@ -96,14 +96,10 @@ class Router(nn.Module):
         mask = None if self.count_padding else mask
         if 0 in hidden.shape:
             return self._feature_of_nothing(hidden)
-        if hidden.dtype not in _HALF or self.spec.routing == "token":
-            feature: Tensor = routing_feature(hidden, mask=mask, routing=self.spec.routing)
-            return feature
         if mask is not None and mask.shape != hidden.shape[:-1]:
             rule = f"shape {tuple(hidden.shape[:-1])} to match hidden"
             raise ShapeError(expected("mask", rule, f"shape {tuple(mask.shape)}", where="Router"))
-        samples, present = _sample_means(hidden, mask)
-        return samples if self.spec.routing == "sample" else samples.sum(dim=0) / present.sum().clamp(min=1)
+        return hidden if self.spec.routing == "token" else feature_of(hidden, mask, self.spec.routing)
 
     def _feature_of_nothing(self, hidden: Tensor) -> Tensor:
         if self.spec.routing == "token":
@@ -127,17 +123,15 @@ class Router(nn.Module):
 
     def logits(self, feature: Tensor, centroids: Tensor | None = None) -> Tensor:
         """Compare features (..., d) with the centroids, to (..., k, t) in float32 at least."""
-        center = self._wide(self.center) if self.spec.has_center else None
-        if centroids is None:
-            centroids = self._compared()
+        centroids = self._compared() if centroids is None else centroids
         dtype = torch.promote_types(feature.dtype, self._wide(centroids).dtype)
-        center = center if center is None else center.to(dtype)
-        centroids = centroids.to(dtype)
-        affinity, temperature = self.spec.affinity, self.spec.temperature
-        logits: Tensor = affinity_logits(
-            feature.to(dtype), centroids, affinity=affinity, center=center, temperature=temperature
+        return logits_of(
+            cast(feature, dtype),
+            cast(centroids, dtype),
+            affinity=self.spec.affinity,
+            center=cast(self.center, dtype) if self.spec.has_center else None,
+            temperature=self.spec.temperature,
         )
-        return logits
 
     def gates(self, logits: Tensor) -> Tensor:
         """Choose a group for each decision and gate its experts, (..., k, t) to the same shape."""
@@ -311,29 +305,3 @@ def _seeded_centroids(spec: TuckerSpec, in_features: int, seed: int) -> Tensor:
     """Return the random directions (k, t, d) that a router has before it is started, in float32."""
     shape = (spec.groups, spec.experts_per_group, in_features)
     return torch.from_numpy(kaiming_centroids(shape, seed=seed)).float()
-
-
-def _sample_means(hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Average (B, ..., d) in half precision over unmasked tokens with float32 sums; also say which samples have any."""
-    tokens = hidden.reshape(hidden.shape[0], -1, hidden.shape[-1])
-    if mask is None:
-        present = torch.ones(hidden.shape[0], device=hidden.device)
-        return tokens.mean(dim=1, dtype=torch.float32), present
-    kept = mask.reshape(mask.shape[0], -1) != 0
-    # where and not a product: whatever padding holds (NaN included), it must not reach the mean.
-    tokens = torch.where(kept[..., None], tokens, torch.zeros_like(tokens[:1, :1]))
-    counts = kept.sum(dim=1)
-    means = tokens.sum(dim=1, dtype=torch.float32) / counts.clamp(min=1)[:, None]
-    return means, (counts != 0).float()
-
-
-def gates_of(logits: Tensor, *, gate_norm: bool, bias: Tensor | None = None) -> Tensor:
-    """Choose a group and gate its experts as `tucka.select_gates` does, in a third of its operators."""
-    groups, experts = logits.shape[-2:]
-    compared = logits.detach() if bias is None else logits.detach() + bias[:, None]
-    chosen = compared.flatten(-2).argmax(dim=-1, keepdim=True) // experts
-    others = (torch.arange(groups, device=logits.device) != chosen)[..., None]
-    # Before the scores: what the other groups hold must not reach the gradient, where an infinity would become NaN.
-    kept = logits.masked_fill(others, 0.0)
-    scores = nn.functional.logsigmoid(kept).softmax(dim=-1) if gate_norm else kept.sigmoid()
-    return scores.masked_fill(others, 0.0)

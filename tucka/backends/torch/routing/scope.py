@@ -207,7 +207,7 @@ class RoutingScope:
             stack = self.forwards.state.open
             forward = stack[-1] if stack else None
             if forward is not None and forward.part.name == layer.tucka_part and not forward.grad:
-                found = forward.fits.get((adapter, layer.tucka_place, x.shape, x.get_device()))
+                found = forward.fits.get((adapter, layer.tucka_place, x.shape, x.device))
                 if found is not None:
                     return found
         if fixed is not None:
@@ -220,7 +220,7 @@ class RoutingScope:
         if layer.tucka_place is None or torch.compiler.is_compiling():
             return self._fit(adapter, layer, x, forward)
         # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
-        key = (adapter, layer.tucka_place, x.shape, x.get_device())
+        key = (adapter, layer.tucka_place, x.shape, x.device)
         found = forward.fits.get(key)
         if found is None:
             found = forward.fits[key] = self._fit(adapter, layer, x, forward)
