@@ -11,7 +11,8 @@ from support.close import assert_close, largest
 from support.cost_meter import measure
 from support.strategies import arrays, factors, tucker_parts
 from tucka import reference
-from tucka.backends.torch import mix_cores, tucker_adapt, tucker_adapt_gated
+from tucka.backends.torch import mix_cores, thin, tucker_adapt, tucker_adapt_gated, update
+from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.mixing import spread_times, times_mixed
 from tucka.errors import ArrayError, ShapeError
 
@@ -24,6 +25,17 @@ depths = pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=["few", "many"])
+def rows(request, monkeypatch):
+    """Few rows, which torch differentiates itself; or as many as have nodes of their own, of whatever number."""
+    if request.param == "many":
+        for module in (thin, update):
+            monkeypatch.setattr(module, "FEW", -1)
+
+
+either = pytest.mark.usefixtures("rows")
 
 
 # Values, compared with the loops of the reference.
@@ -65,6 +77,30 @@ def test_mixing_first_is_the_same(depth, data):
     close(actual, reference.adapt(x, gates, *parts.all, alpha=alpha), parts, x, gates, alpha)
 
 
+@pytest.mark.parametrize("lead", [(), (5,), (5, 4)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_many_rows_are_adapted_as_few_are(lead, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        parts = [torch.randn(shape) for shape in ((12, 3), (2, 2, 3, 3), (3, 2))]
+        x, base, gates = torch.randn(5, 4, 12), torch.randn(5, 4, 12), torch.rand(*lead, 2, 3)
+        desired = (
+            base
+            - x
+            + torch.from_numpy(
+                reference.adapt(*(each.numpy() for each in (x, gates, parts[1], parts[2], parts[0])), alpha=0.5)
+            )
+        )
+        for is_on in (True, False):
+            with torch.set_grad_enabled(is_on):
+                actual = add_gated_update(base, x, *(part.requires_grad_() for part in parts), gates, alpha=0.5)
+            torch.testing.assert_close(actual.detach(), desired.float(), rtol=1e-4, atol=1e-4)
+            assert actual.requires_grad is is_on
+    finally:
+        torch.set_num_threads(before)
+
+
 # First, second, forward-mode and batched derivatives.
 
 LEADS = [(), (2,), (2, 3)]
@@ -79,12 +115,14 @@ def check_derivatives(function, *inputs):
     assert gradgradcheck(function, inputs)
 
 
+@either
 @pytest.mark.parametrize("lead", LEADS)
 def test_derivatives_of_gated_adaptation(lead):
     inputs = leaf(2, 3, 4), leaf(4, 2), leaf(2, 3, 2, 2), leaf(2, 3), leaf(*lead, 2, 2)
     check_derivatives(lambda *given: tucker_adapt_gated(*given, alpha=0.7), *inputs)
 
 
+@either
 def test_derivatives_where_rows_are_spread_and_not_cores_mixed():
     inputs = leaf(2, 3, 4), leaf(4, 3), leaf(2, 1, 3, 3), leaf(2, 1), leaf(2, 3, 2, 2)
     check_derivatives(lambda *given: tucker_adapt_gated(*given, alpha=0.7), *inputs)
@@ -107,12 +145,14 @@ def test_many_groups_keep_a_core_for_each_token_and_not_the_spread():
     assert kept.kept_bytes == 8 * tokens * (2 * rank + 2 * groups + rank * rank)
 
 
+@either
 @pytest.mark.parametrize("lead", LEADS)
 def test_derivatives_of_adaptation_and_mixing(lead):
     check_derivatives(lambda *given: tucker_adapt(*given, alpha=0.7), leaf(2, 3, 4), leaf(4, 2), leaf(*lead, 2, 2))
     check_derivatives(mix_cores, leaf(2, 3, 2, 2), leaf(2, 3), leaf(*lead, 2, 2))
 
 
+@either
 @pytest.mark.parametrize("lead", LEADS)
 def test_derivatives_of_a_scale_that_is_a_tensor(lead):
     given = leaf(2, 3, 4), leaf(4, 2), leaf(*lead, 2, 2)
@@ -121,12 +161,23 @@ def test_derivatives_of_a_scale_that_is_a_tensor(lead):
     check_derivatives(lambda alpha, x: tucker_adapt_gated(x, *parts, alpha=alpha), leaf(), leaf(2, 3, 4))
 
 
+@either
 @pytest.mark.parametrize("frozen", range(4))
 def test_one_frozen_input_leaves_the_others_gradients(frozen):
     inputs = [leaf(2, 3, 4), leaf(4, 2), leaf(2, 1, 2, 2), leaf(2, 1)]
     gates = torch.rand(2, 2, dtype=torch.float64)
     inputs[frozen].requires_grad_(False)
     assert gradcheck(lambda *given: tucker_adapt_gated(*given, gates), inputs)
+
+
+@either
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
+def test_derivatives_of_a_sum_of_updates(lead):
+    def function(base, x, basis, cores, expert_factor, gates):
+        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=0.5)
+
+    inputs = (leaf(2, 3, 4), leaf(2, 3, 4), leaf(4, 2), leaf(2, 2, 2, 2), leaf(3, 2), leaf(*lead, 2, 3))
+    check_derivatives(function, *inputs)
 
 
 def test_functions_work_under_vmap_and_grad():
@@ -157,6 +208,7 @@ def adapt(x, gates, basis, cores, factor):
     return tucker_adapt_gated(x, basis, cores, factor, gates, alpha=0.5)
 
 
+@either
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("adapter_dtype", [torch.float32, None])
@@ -172,6 +224,7 @@ def test_half_precision_is_close_to_float32_and_keeps_its_dtype(routing, dtype, 
     assert all(part.grad.dtype == part.dtype and part.grad.isfinite().all() for part in given)
 
 
+@either
 @pytest.mark.parametrize("routing", ROUTINGS)
 def test_autocast_computes_in_its_dtype_and_returns_gradients_in_the_inputs(routing):
     gates = torch.rand(*leading(routing, (4, 5)), 2, 2, requires_grad=True)
@@ -206,6 +259,7 @@ def layouts():
     }
 
 
+@either
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("name", layouts())
 def test_layouts(name, routing):

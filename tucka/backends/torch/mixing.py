@@ -68,7 +68,7 @@ def mixed_gradients(
     """Return the gradients of cores, expert factor and gates, of those that are needed."""
     of_cores = of_factor = of_gates = None
     if of_core is not None:
-        of_mixed = scaled(cast(of_core.reshape(len(weights), -1), weights.dtype), alpha)
+        of_mixed = scaled(cast(of_core.reshape(len(weights), cores.shape[-1] ** 2), weights.dtype), alpha)
         if needed[0]:
             of_cores = cast(_wide_product(weights.t(), of_mixed).reshape(cores.shape), cores.dtype)
         if needed[1] or needed[2]:

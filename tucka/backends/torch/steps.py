@@ -30,7 +30,7 @@ class Remembered(Protocol):
 class Step:
     """One layer's update of inputs of one shape, by gates that stay as they are or by each token's own."""
 
-    __slots__ = ("_core", "_laid", "_turned", "_width", "adapter", "count", "dtype", "shape")
+    __slots__ = ("_core", "_gates", "_laid", "_turned", "_width", "adapter", "count", "dtype", "shape")
 
     def __init__(self, laid: LaidOut, x: Tensor, gates: Tensor | None = None, adapter: str | None = None) -> None:
         self.shape, self.dtype = x.shape, x.dtype
@@ -38,7 +38,8 @@ class Step:
         self.count = -1  # of the token that it was last used for
         self._width = x.shape[-1]
         self._laid, self._turned = laid, laid.turned(x.numel() // self._width)
-        self._core = None if gates is None else laid.mixed(gates)
+        self._gates = gates  # of rows that each have their own
+        self._core = None if gates is None or gates.ndim - 2 == x.ndim - 1 > 0 else laid.mixed(gates)
 
     def add_update(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """Add its update to an input of its shape, by the gates of its tokens if they are asked for."""
@@ -46,8 +47,9 @@ class Step:
         inner = into(rows, self._turned)
         if core is not None:
             inner = torch.mm(inner, core) if core.ndim == 2 else times_core(inner, core)
-        elif gates is not None:
-            inner = self._laid.times_own(inner, gates)
+        else:
+            own = self._gates if gates is None else gates
+            inner = inner if own is None else self._laid.times_own(inner, own)
         return torch.addmm(rows, inner, self._turned).view(self.shape)
 
 

@@ -12,7 +12,7 @@ import tucka
 from support.cost_meter import measure
 from tucka import reference
 from tucka.backends.torch import Router
-from tucka.backends.torch.routing.choosing import gates_of
+from tucka.backends.torch.routing.choosing import feature_of, gates_of, logits_of
 from tucka.errors import RouteError, ShapeError, TuckaError
 from tucka.spec import TuckerSpec
 
@@ -62,6 +62,52 @@ def test_derivatives(normalize):
     logits = torch.randn(2, 3, 2, dtype=torch.float64, requires_grad=True)
     assert gradcheck(lambda given: gates_of(given, gate_norm=normalize), logits, check_forward_ad=True)
     assert gradgradcheck(lambda given: gates_of(given, gate_norm=normalize), logits)
+
+
+@pytest.mark.parametrize("affinity", ["dot", "group_norm", "centered", "directional"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(
+    data=st.data(),
+    exponent=st.integers(-30, 30),
+    lead=st.sampled_from([(), (3,), (2, 3)]),
+    tau=st.sampled_from([1, 0.1]),
+)
+def test_logits_are_those_of_the_reference(affinity, dtype, data, exponent, lead, tau):
+    feature, centroids, center = (
+        torch.from_numpy(data.draw(arrays(np.float64, shape, elements=st.floats(-4, 4)))).to(dtype)
+        for shape in ((*lead, 4), (3, 2, 4), (4,))
+    )
+    feature, center = feature * 10.0**exponent, center * 10.0**exponent
+    options = {"affinity": affinity, "temperature": float(tau)}
+    options["center"] = center if affinity in ("centered", "directional") else None
+    desired = tucka.affinity_logits(feature, centroids, **options)
+    scale = float(desired.abs().max()) or 1.0
+    tolerance = 64 * torch.finfo(dtype).eps * scale / tau
+    torch.testing.assert_close(logits_of(feature, centroids, **options), desired, rtol=1e-5, atol=tolerance)
+
+
+@pytest.mark.parametrize("affinity", ["group_norm", "directional"])
+def test_logits_of_nothing_have_a_gradient_of_nothing(affinity):
+    feature, centroids = torch.zeros(2, 4, requires_grad=True), torch.randn(3, 2, 4, requires_grad=True)
+    logits = logits_of(feature, centroids, affinity=affinity, center=None, temperature=1.0)
+    logits.sum().backward()
+    assert not logits.any()
+    assert torch.isfinite(feature.grad).all()
+    assert torch.isfinite(centroids.grad).all()
+
+
+@pytest.mark.parametrize("routing", ["batch", "sample"])
+@pytest.mark.parametrize("shape", [(3, 4), (3, 5, 4), (2, 3, 2, 4)])
+@pytest.mark.parametrize("is_masked", [True, False])
+def test_features_are_those_of_the_reference(routing, shape, is_masked):
+    hidden = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = None
+    if is_masked:
+        mask = torch.rand(shape[:-1], generator=torch.Generator().manual_seed(1)) > 0.4
+        mask[0] = False
+        hidden[0] = torch.nan
+    desired = tucka.routing_feature(hidden, mask=mask, routing=routing)
+    torch.testing.assert_close(feature_of(hidden, mask, routing), desired, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -49,10 +49,11 @@ def logits_of(
 def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Divide rows (..., d) by their largest entries, and return them and what their norms (..., 1) are then."""
     # Squares of 1e25 overflow in float32, and those of 1e-25 vanish.
-    smallest = torch.finfo(rows.dtype).tiny
-    scaled: Tensor = rows / rows.detach().abs().amax(dim=-1, keepdim=True).clamp(min=smallest)
+    largest = rows.detach().abs().amax(dim=-1, keepdim=True)
+    is_zero = largest == 0  # then both numbers count as one
+    scaled: Tensor = rows / (largest + is_zero)
     norms: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled, norms.clamp(min=smallest)
+    return scaled, norms + is_zero
 
 
 def gates_of(logits: Tensor, *, gate_norm: bool, bias: Tensor | None = None) -> Tensor:
