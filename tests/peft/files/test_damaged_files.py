@@ -104,6 +104,7 @@ json_values = st.recursive(
 
 
 @pytest.mark.filterwarnings("ignore:(Unexpected keyword arg|config. expected entries):UserWarning")
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 @settings(max_examples=120)
 @given(data=st.data())
 def test_changed_configurations(saved, damaged, data):
@@ -120,6 +121,7 @@ def test_changed_configurations(saved, damaged, data):
 
 
 @pytest.mark.filterwarnings("ignore:(Unexpected keyword arg|config. expected entries):UserWarning")
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning")
 @settings(max_examples=60)
 @given(data=st.data())
 def test_configuration_files_with_flipped_bytes(saved, damaged, data):
