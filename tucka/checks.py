@@ -166,13 +166,15 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...], *, where: str 
 
 
 def check_keywords(name: str, given: Iterable[str], known: Collection[str], *, also_called: Mapping[str, str]) -> None:
-    """Raise unless the callable `name` has all keywords `given`; `also_called` maps other words to its own."""
+    """Raise unless the callable `name` has all keywords `given`; `also_called` maps words to its own, or to a cure."""
     for word in given:
         if word in known:
             continue
         likely = [also_called.get(word), *difflib.get_close_matches(word, known, n=1)]
         right = next((other for other in likely if other in known), None)
         cure = f"The word here is {right}" if right else f"Use one of {', '.join(known)}" if known else ""
+        if word in also_called and also_called[word] not in known and " " in also_called[word]:
+            cure = also_called[word]
         # PEFT drops entries of newer files, with a warning, where it finds Python's own words in the message.
         value = "an unexpected keyword argument"
         raise KeywordError(expected(word, f"an argument of {name}", value, cure=cure))

@@ -119,6 +119,11 @@ def adapted_modules(model: nn.Module) -> list[AdaptedModule]:
 
 def chosen_adapter(model: nn.Module, adapter: str | None) -> str:
     """Return the adapter asked for, or the one active one; a ConfigError if there is no such adapter."""
+    if not any(True for _ in layers_of(model)):
+        rule, cure = "a model with a TuckA adapter", "Make one with peft.get_peft_model(model, TuckAConfig(...))"
+        methods = sorted({str(getattr(config.peft_type, "value", config.peft_type)) for config in _configs(model)})
+        got = f"{type(model).__name__} with adapters of {', '.join(methods)}" if methods else type(model).__name__
+        raise ConfigError(expected("model", rule, got, cure=cure))
     if adapter is None:
         active = dict.fromkeys(name for _, layer in layers_of(model) for name in layer.active_adapters)
         if len(active) != 1:
@@ -127,6 +132,11 @@ def chosen_adapter(model: nn.Module, adapter: str | None) -> str:
     if not any(layers_of(model, adapter)):
         raise ConfigError(expected("adapter_name", "the name of a TuckA adapter of this model", repr(adapter)))
     return adapter
+
+
+def _configs(model: Any) -> list[Any]:
+    configs = getattr(model, "peft_config", None)
+    return list(configs.values()) if isinstance(configs, dict) else []
 
 
 def spec_of(model: nn.Module, adapter: str) -> TuckerSpec:

@@ -35,7 +35,19 @@ __all__ = ["TuckAConfig"]
 _WHERE = "TuckAConfig"
 
 
-@refuse_unknown_keywords({**LETTERS, **OTHER_WORDS, "lora_dropout": "dropout"})
+# Fields of other methods' configurations.
+_OF_OTHERS = {
+    "lora_dropout": "dropout",
+    "init_lora_weights": "init_weights",
+    "target_parameters": "Name the module that holds the parameters in target_modules: in a mixture its 'experts', "
+    "whose inputs are adapted together",
+    "fan_in_fan_out": "Leave it out: layers whose weight is turned are known by their class",
+    "use_rslora": "Leave it out, and set alpha: the update is not divided by the rank",
+    "use_dora": "Leave it out: the weight is not decomposed",
+}
+
+
+@refuse_unknown_keywords({**LETTERS, **OTHER_WORDS, **_OF_OTHERS})
 @dataclass
 class TuckAConfig(PeftConfig):
     r"""Configuration of a TuckA adapter for `peft.get_peft_model`.

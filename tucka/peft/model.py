@@ -33,6 +33,7 @@ from tucka.peft.targets import (
     base_of,
     check_adapter_name,
     check_experts_are_named,
+    check_names,
     check_targets,
     owners_of,
     place_of,
@@ -138,6 +139,8 @@ class TuckAModel(BaseTuner):
             for name, module in model.named_modules()
             if name and not name.startswith(inside) and self._check_target_module_exists(peft_config, name)
         }
+        if not targets and self._keys is None:
+            check_names(peft_config, model)
         check_experts_are_named(peft_config, model)
         anatomy = Anatomy(model)
         self._places = {name: place_of(anatomy, name, peft_config) for name in targets}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +22,7 @@ __all__ = [
     "base_of",
     "check_adapter_name",
     "check_experts_are_named",
+    "check_names",
     "check_targets",
     "ends_with_name",
     "owners_of",
@@ -102,6 +104,7 @@ def check_targets(
     """Refuse layers that cannot be adapted, and options that do not fit them."""
     for name, module in targets.items():
         layer = base_of(module)
+        _check_kind(layer, name)
         width = width_of(layer, name)
         rank = config.spec_for(name).rank
         if rank > width:
@@ -118,7 +121,42 @@ def check_targets(
         _check_rows(config, name, places[name])
     named = config.router_module
     if targets and named is not None and not any(ends_with_name(name, named) for name in targets):
-        raise ConfigError(expected("router_module", "the name of an adapted layer", repr(named), where="TuckAConfig"))
+        raise ConfigError(
+            expected(
+                "router_module",
+                "the name of an adapted layer",
+                repr(named),
+                where="TuckAConfig",
+                cure=near(named, targets),
+            )
+        )
+
+
+def check_names(config: TuckAConfig, model: nn.Module) -> None:
+    """Raise where no module has any of the names of the targets; PEFT's own message does not say which are near."""
+    named, known = config.target_modules, [name for name, _ in model.named_modules() if name]
+    if not isinstance(named, (set, list)) or not named:
+        return
+    if not any(ends_with_name(name, str(target)) for target in named for name in known):
+        cure = near(" ".join(map(str, named)), {name.rpartition(".")[2] for name in known})
+        rule = "names of modules of the model"
+        got = f"names that were not found in the base model: {sorted(map(str, named))}"
+        raise ConfigError(expected("target_modules", rule, got, where="TuckAConfig", cure=cure))
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """List the names that are most like a word."""
+    found = difflib.get_close_matches(word, sorted(known), n=4, cutoff=0.5)
+    return f"Names like it are {', '.join(found)}" if found else "print(model) shows the names"
+
+
+def _check_kind(layer: nn.Module, name: str) -> None:
+    """Refuse layers that are no linear ones and no convolutions, in the words of the configuration."""
+    known = isinstance(getattr(layer, "in_features", None), int) or type(layer).__name__ == "Conv1D"
+    if not (known or is_convolution(layer) or is_experts(layer) or isinstance(layer, nn.MultiheadAttention)):
+        rule, got = "linear layers, convolutions and experts", f"{name}, which is of class {type(layer).__name__}"
+        cure = "Take it out of target_modules, or name it in exclude_modules"
+        raise ConfigError(expected("target_modules", rule, got, where="TuckAConfig", cure=cure))
 
 
 def check_experts_are_named(config: TuckAConfig, model: nn.Module) -> None:

@@ -113,14 +113,19 @@ def width_of(layer: nn.Module, where: str, in_features: int | None = None) -> in
             rule = "a convolution with groups=1, since the adapter mixes all channels"
             raise ConfigError(expected("base_layer", rule, f"groups={layer.groups}", where=where))
         return int(layer.in_channels)
-    width = getattr(layer, "in_features", None) if in_features is None else in_features
+    told = getattr(layer, "in_features", None)
+    if in_features is not None and isinstance(told, int) and told != in_features:
+        rule, cure = f"{told}, the width that the layer tells", "Leave it out"
+        raise ConfigError(expected("in_features", rule, in_features, where=where, cure=cure))
+    width = told if in_features is None else in_features
     if width is None and is_experts(layer):
         width = whole_shape(layer_weight(layer))[input_axis(layer)]
     if width is None and type(layer).__name__ == "Conv1D":  # Hugging Face's: weight (in, out)
         width = whole_shape(layer.weight)[0]  # type: ignore[arg-type]
     if in_features is None and not isinstance(width, int):
         rule = "a layer with in_features, a Conv1D or a convolution"
-        raise ConfigError(expected("base_layer", rule, type(layer).__name__, where=where, cure="Pass in_features"))
+        cure = "Pass in_features if it maps the last axis"
+        raise ConfigError(expected("base_layer", rule, type(layer).__name__, where=where, cure=cure))
     return check_count("in_features", width, where=where)
 
 

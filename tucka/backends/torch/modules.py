@@ -20,7 +20,7 @@ from tucka.backends.torch.private import (
     parameters_by_name,
 )
 from tucka.backends.torch.thin import compute_dtype
-from tucka.errors import RouteError, expected
+from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import TuckerSpec
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_rows"]
@@ -182,7 +182,8 @@ class TuckerAdapter(nn.Module):
     Raises
     ------
     ConfigError
-        If the layer cannot be adapted, `spec` is no `TuckerSpec`, or its rank exceeds the layer's width.
+        If the layer cannot be adapted, is of another width than `in_features`, or is a convolution with token routing;
+        if `spec` is no `TuckerSpec`, or its rank exceeds the layer's width.
 
     See Also
     --------
@@ -224,6 +225,9 @@ class TuckerAdapter(nn.Module):
         check_spec_type(spec, where)
         width = width_of(base_layer, where, in_features)
         check_fits_width(spec.rank, width, where)
+        if spec.routing == "token" and is_convolution(base_layer):
+            rule = "'batch' or 'sample' where a convolution is adapted"
+            raise ConfigError(expected("spec.routing", rule, "'token'", where=where))
         self.base_layer = base_layer
         self.parts = ExpertParts(
             spec, width, init_weights=init_weights, gain=lambda: step_gain(base_layer, open_weight(base_layer, width))

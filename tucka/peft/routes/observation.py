@@ -65,6 +65,12 @@ def observe(
     layers = layers_of(model, adapter)
     if not any(adapter in layer.active_adapters and not layer.disable_adapters for _, layer in layers):
         raise ConfigError(expected("adapter_name", "an active adapter", repr(adapter), cure="Call set_adapter first"))
+    # The first axis of a tensor with more than two counts batches.
+    is_one = isinstance(batches, Mapping | str) or (isinstance(batches, Tensor) and batches.ndim < 3)
+    if is_one or not isinstance(batches, Iterable):
+        cure = "Put one batch into a list: [batch]"
+        got = f"one {type(batches).__name__}"
+        raise ConfigError(expected("batches", "an iterable of batches", got, cure=cure))
     # Accelerate's loader counts its epochs; torch's loader inside it does not.
     batches = getattr(batches, "base_dataloader", batches)
     if is_one_shot(batches):

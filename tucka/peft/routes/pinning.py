@@ -75,7 +75,9 @@ def pin_route(
     spec = spec_of(model, name)
     shape = (spec.groups, spec.experts_per_group)
     if (gates is None) == (group is None and batches is None):
-        raise ConfigError(expected("gates", "them, or group and/or batches", "both or none", where=where))
+        got = "none of them" if gates is None else "gates and one of the others"
+        cure = "Call pin_route(model, group=0), pin_route(model, batches=...) or pin_route(model, gates=...)"
+        raise ConfigError(expected("gates", "them, or group and/or batches", got, where=where, cure=cure))
     group = None if group is None else group_index(model, name, group, where=where)
     _, layer = next(layers_of(model, name))
     dtype = torch.promote_types(layer.experts(name).cores.dtype, torch.float32)  # gates of float64 keep their digits

@@ -157,7 +157,10 @@ class Router(nn.Module):
         ------
         RouteError
             If the hidden states are not `in_features` wide.
+        ArrayError
+            If they are no tensor, or on another device.
         """
+        check_tensors("Router", hidden=hidden)
         with without_autocast(hidden.device.type):
             feature = self.feature(hidden, mask)
             logits = self.logits(feature) if feature.dtype not in _HALF else self._logits_of_tokens(feature)
