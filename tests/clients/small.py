@@ -3,9 +3,16 @@
 import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
-from tucka.peft import TuckAConfig
+from tucka.peft import TuckAConfig, initialize_router, pin_route
 
 CHAT = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}<|assistant|>{% generation %}{{ m['content'] }}<|eos|>"
@@ -70,3 +77,37 @@ def arguments(kind, folder, **options):
 
 def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+class Logits(torch.nn.Module):
+    """Two tensors in, one out."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def classifier(routing):
+    """An encoder whose logits come from ids and mask, in evaluation, with a router that uses all groups."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    base = BertForSequenceClassification(BertConfig(vocab_size=261, attn_implementation="eager", **sizes)).eval()
+    options = {"routing": "sample" if routing == "pinned" else routing, "target_modules": ["query", "value"]}
+    adapted = get_peft_model(base, TuckAConfig(r=8, k=3, init_weights=False, **options)).eval()
+    if routing == "pinned":
+        pin_route(adapted, group=1)
+    else:  # so that all groups are used
+        batches = [dict(zip(("input_ids", "attention_mask"), padded(seed, 8, 9), strict=True)) for seed in range(8)]
+        initialize_router(adapted, batches, progress=False)
+    return Logits(adapted).eval().requires_grad_(False)
+
+
+def padded(seed, rows, tokens):
+    """Ids and mask, of which one row has padding."""
+    ids = torch.randint(5, 261, (rows, tokens), generator=torch.Generator().manual_seed(seed))
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+    return ids, mask
