@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DEMO = json.loads((ROOT / "benchmarks" / "results" / "demo-cpu.json").read_text())
 PAGES = [ROOT / "README.md", *(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
-FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Pages that the site's build writes.
 BUILT = ROOT / "docs" / "tutorials"
 
@@ -35,6 +36,27 @@ def test_the_demos_page_shows_the_committed_results(row):
 def test_the_readme_shows_the_committed_results(row):
     cells = row_of("README.md", row["method"])
     assert cells == [f"{row['mean']:.3f}", f"{row['adapter_parameters']:,}", f"{row['seconds']:.0f}"]
+
+
+def test_the_readmes_times_are_those_of_the_result_file():
+    prose = " ".join((ROOT / "README.md").read_text().split())
+    methods = json.loads((ROOT / "benchmarks/results/stack-cpu-float32.json").read_text())["methods"]
+    for said, method in (
+        ("PEFT's HRA adds {} ms", "PEFT HRA"),
+        ("Accelerated, it adds {} ms", "PEFT HRA, accelerated"),
+        ("as LoRA does with {} ms", "PEFT LoRA"),
+        ("routes by sample adds {} ms", "tucka sample"),
+    ):
+        assert said.format(f"{methods[method]['inference']['processor_overhead_ms']:.1f}") in prose
+
+
+def test_the_readme_names_the_versions_that_the_package_requires():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    least = dict(item.split(">=") for item in extras["torch"] + extras["peft"] if ">=" in item)
+    prose = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in prose
+    assert f"PyTorch {least['torch']}, PEFT {least['peft']} and transformers {least['transformers']}, or newer" in prose
 
 
 @every_page
