@@ -1,5 +1,6 @@
 """The documents: their numbers are those of the result files, their code runs, their links lead somewhere."""
 
+import ast
 import json
 import re
 import tomllib
@@ -110,6 +111,19 @@ def test_every_equation_of_the_paper_names_what_computes_it():
     rows = re.findall(r"^\| (.+?) \|.*\| (.+) \|$", (ROOT / "docs/reference/equations.md").read_text(), re.MULTILINE)
     numbers = {int(number) for what, by in rows if "tucka" in by for number in re.findall(r"\((\d+)\)", what)}
     assert numbers == set(range(1, 11))
+
+
+@pytest.mark.parametrize("lesson", sorted((ROOT / "docs/lessons").glob("[0-9]*.py")), ids=lambda path: path.stem)
+def test_a_lesson_asserts_what_it_claims(lesson):
+    nodes = list(ast.walk(ast.parse(lesson.read_text())))
+    assert sum(isinstance(node, ast.Assert) for node in nodes) >= 3
+    # A comparison that is only shown, or printed, can be false without anybody noticing.
+    shown = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    printed = [part for call in shown if isinstance(call, ast.Call) for part in call.args]
+    for value in shown + printed:
+        name = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+        assert not isinstance(value, ast.Compare)
+        assert name not in ("all", "np.allclose", "torch.equal")
 
 
 def test_the_figures_scripts_have_drawn():
