@@ -22,7 +22,9 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
+    "sphinx.ext.viewcode",
     "numpydoc",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
@@ -37,9 +39,14 @@ html_math_renderer = "mathml"
 
 # Signatures show names and defaults; the docstrings give types with shapes.
 autodoc_typehints = "none"
+# Single backquotes of a docstring are links where they name an object, and code elsewhere. A name without a dot may be
+# an argument or an attribute, which has no entry of its own.
+default_role = "autolink"
+nitpick_ignore_regex = [("py:obj", r"\w+")]
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
-autosummary_generate = False  # numpydoc loads autosummary; the reference is ordered by hand
+autosummary_generate = False  # summaries are tables on top of pages that are ordered by hand
+python_maximum_signature_line_length = 88  # a longer one has a line for each argument
 
 # Small text inventories list the names of other packages that pages and docstrings mention. Links are then the same
 # everywhere, and a build needs no network. A name that no inventory lists fails the build: add a line for it.

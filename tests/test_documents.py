@@ -4,9 +4,15 @@ import ast
 import json
 import re
 import tomllib
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig
+from peft.config import PeftConfig
+
+import tucka
+from tucka.peft import TuckAConfig
 
 ROOT = Path(__file__).parent.parent
 DEMO = json.loads((ROOT / "benchmarks" / "results" / "demo-cpu.json").read_text())
@@ -124,6 +130,74 @@ def test_a_lesson_asserts_what_it_claims(lesson):
         name = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
         assert not isinstance(value, ast.Compare)
         assert name not in ("all", "np.allclose", "torch.equal")
+
+
+def table_of(page, heading):
+    """Return the rows of the first table under a heading, as lists of cells."""
+    section = (ROOT / page).read_text().split(f"## {heading}\n")[1]
+    lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def defaults_of(config):
+    return {
+        item.name: item.default if item.default is not MISSING else item.default_factory() for item in fields(config)
+    }
+
+
+def test_the_page_for_lora_has_every_field_of_lora():
+    lora, ours = defaults_of(LoraConfig), defaults_of(TuckAConfig)
+    rows = {row[0].strip("`"): row[1] for row in table_of("docs/how-to/from-lora.md", "Every field")}
+    assert lora.keys() - rows.keys() == set()
+    for name in lora:
+        here = rows[name]
+        if here == "the same":
+            assert ours[name] == lora[name]
+        else:
+            assert name not in ours
+            assert here == "none" or here.strip("`") in ours
+
+
+def test_the_reference_has_every_field_of_the_configuration():
+    inherited = {item.name for item in fields(PeftConfig)}
+    own, defaults = [item for item in fields(TuckAConfig) if item.name not in inherited], defaults_of(TuckAConfig)
+    rows = [[f"`{item.name}`", f"`{defaults[item.name]!r}`", item.metadata["help"]] for item in own]
+    assert table_of("docs/reference/peft.md", "Fields of TuckAConfig") == rows
+
+
+def test_the_cheat_sheet_has_the_defaults():
+    defaults = defaults_of(TuckAConfig)
+    sizes = table_of("docs/reference/cheat-sheet.md", "Sizes")
+    assert {tucka.spec.LETTERS[row[1].strip("`")]: row[0].strip("`") for row in sizes} == dict(
+        zip("rktp", "rktp", strict=True)
+    )
+    options = table_of("docs/reference/cheat-sheet.md", "Options")
+    shown = {row[0].strip("`"): row[2] for row in sizes} | {row[0].strip("`"): row[1] for row in options}
+    assert len(shown) == len(sizes) + len(options)
+    for name, default in shown.items():
+        assert default.partition(":")[0] == f"`{defaults[name]!r}`"
+
+
+def test_the_cheat_sheet_says_what_one_more_costs():
+    d, sizes = 48, {"r": 5, "k": 3, "t": 4, "p": 2}
+    r, k, t, p = sizes.values()
+
+    def count(**changed):
+        return tucka.count_parameters("tucka", [(d, 7)], **{**sizes, **changed}, pinned=True)
+
+    for row in table_of("docs/reference/cheat-sheet.md", "Sizes"):
+        formula = row[4].removesuffix(" numbers").replace("·", "*").replace("r²", "r**2").replace("(2r", "(2*r")
+        letter = row[0].strip("`")
+        cost = eval(formula, {"d": d, "r": r, "k": k, "t": t, "p": p})
+        assert count(**{letter: sizes[letter] + 1}) - count() == cost
+
+
+@pytest.mark.parametrize("page", ["core", "torch", "peft", "tools"])
+def test_a_reference_page_sums_up_its_names(page):
+    text = (ROOT / f"docs/reference/{page}.md").read_text()
+    names = re.findall(r"^\.\. auto(?:function|class|exception):: (\S+)", text, re.MULTILINE)
+    summaries = re.findall(r"^\.\. autosummary::\n   :nosignatures:\n\n((?:   \S+\n)+)", text, re.MULTILINE)
+    assert sorted("".join(summaries).split()) == sorted(names)
 
 
 def test_the_figures_scripts_have_drawn():
