@@ -29,6 +29,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "doctest_blocks",
+    "figures",
     "mathml",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
@@ -97,4 +98,5 @@ html_theme = "furo"
 html_title = f"tucka {version}"
 html_static_path = ["_static"]
 html_css_files = ["tucka.css"]
+html_favicon = "_static/favicon.svg"
 html_theme_options = {"navigation_with_keys": True}

@@ -200,6 +200,14 @@ def test_a_reference_page_sums_up_its_names(page):
     assert sorted("".join(summaries).split()) == sorted(names)
 
 
+def test_an_alternative_text_says_what_is_seen():
+    for page in PAGES:
+        text = page.read_text()
+        texts = re.findall(r"!\[([^\]]*)\]\(", text) + re.findall(r"^:alt: (.*)$", text, re.MULTILINE)
+        assert all(len(shown.split()) >= 3 for shown in texts), page
+        assert text.count("```{image}") == text.count("\n:alt: ")
+
+
 def test_the_figures_scripts_have_drawn():
     drawn = {path.stem for path in (ROOT / "docs" / "_static").glob("*.svg")}
     assert drawn >= {path.stem.replace("_", "-") for path in (ROOT / "docs" / "figures").glob("*.py")}
