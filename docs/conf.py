@@ -22,12 +22,15 @@ version = release = __version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.intersphinx",
     "numpydoc",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
     "doctest_blocks",
+    "figures",
     "mathml",
+    "sources",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "lessons", "inventories", "sg_execution_times.rst"]
@@ -37,9 +40,14 @@ html_math_renderer = "mathml"
 
 # Signatures show names and defaults; the docstrings give types with shapes.
 autodoc_typehints = "none"
+# Single backquotes of a docstring are links where they name an object, and code elsewhere. A name without a dot may be
+# an argument or an attribute, which has no entry of its own.
+default_role = "autolink"
+nitpick_ignore_regex = [("py:obj", r"\w+")]
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
-autosummary_generate = False  # numpydoc loads autosummary; the reference is ordered by hand
+autosummary_generate = False  # summaries are tables on top of pages that are ordered by hand
+python_maximum_signature_line_length = 88  # a longer one has a line for each argument
 
 # Small text inventories list the names of other packages that pages and docstrings mention. Links are then the same
 # everywhere, and a build needs no network. A name that no inventory lists fails the build: add a line for it.
@@ -90,4 +98,5 @@ html_theme = "furo"
 html_title = f"tucka {version}"
 html_static_path = ["_static"]
 html_css_files = ["tucka.css"]
+html_favicon = "_static/favicon.svg"
 html_theme_options = {"navigation_with_keys": True}

@@ -1,15 +1,23 @@
 """The documents: their numbers are those of the result files, their code runs, their links lead somewhere."""
 
+import ast
 import json
 import re
+import tomllib
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig
+from peft.config import PeftConfig
+
+import tucka
+from tucka.peft import TuckAConfig
 
 ROOT = Path(__file__).parent.parent
 DEMO = json.loads((ROOT / "benchmarks" / "results" / "demo-cpu.json").read_text())
 PAGES = [ROOT / "README.md", *(path for path in (ROOT / "docs").rglob("*.md") if "_build" not in path.parts)]
-FENCE = re.compile(r"^```(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Pages that the site's build writes.
 BUILT = ROOT / "docs" / "tutorials"
 
@@ -35,6 +43,27 @@ def test_the_demos_page_shows_the_committed_results(row):
 def test_the_readme_shows_the_committed_results(row):
     cells = row_of("README.md", row["method"])
     assert cells == [f"{row['mean']:.3f}", f"{row['adapter_parameters']:,}", f"{row['seconds']:.0f}"]
+
+
+def test_the_readmes_times_are_those_of_the_result_file():
+    prose = " ".join((ROOT / "README.md").read_text().split())
+    methods = json.loads((ROOT / "benchmarks/results/stack-cpu-float32.json").read_text())["methods"]
+    for said, method in (
+        ("PEFT's HRA adds {} ms", "PEFT HRA"),
+        ("Accelerated, it adds {} ms", "PEFT HRA, accelerated"),
+        ("as LoRA does with {} ms", "PEFT LoRA"),
+        ("routes by sample adds {} ms", "tucka sample"),
+    ):
+        assert said.format(f"{methods[method]['inference']['processor_overhead_ms']:.1f}") in prose
+
+
+def test_the_readme_names_the_versions_that_the_package_requires():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    least = dict(item.split(">=") for item in extras["torch"] + extras["peft"] if ">=" in item)
+    prose = " ".join((ROOT / "README.md").read_text().split())
+    assert f"Python {project['requires-python'].removeprefix('>=')} or newer" in prose
+    assert f"PyTorch {least['torch']}, PEFT {least['peft']} and transformers {least['transformers']}, or newer" in prose
 
 
 @every_page
@@ -88,6 +117,95 @@ def test_every_equation_of_the_paper_names_what_computes_it():
     rows = re.findall(r"^\| (.+?) \|.*\| (.+) \|$", (ROOT / "docs/reference/equations.md").read_text(), re.MULTILINE)
     numbers = {int(number) for what, by in rows if "tucka" in by for number in re.findall(r"\((\d+)\)", what)}
     assert numbers == set(range(1, 11))
+
+
+@pytest.mark.parametrize("lesson", sorted((ROOT / "docs/lessons").glob("[0-9]*.py")), ids=lambda path: path.stem)
+def test_a_lesson_asserts_what_it_claims(lesson):
+    nodes = list(ast.walk(ast.parse(lesson.read_text())))
+    assert sum(isinstance(node, ast.Assert) for node in nodes) >= 3
+    # A comparison that is only shown, or printed, can be false without anybody noticing.
+    shown = [node.value for node in nodes if isinstance(node, ast.Expr)]
+    printed = [part for call in shown if isinstance(call, ast.Call) for part in call.args]
+    for value in shown + printed:
+        name = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+        assert not isinstance(value, ast.Compare)
+        assert name not in ("all", "np.allclose", "torch.equal")
+
+
+def table_of(page, heading):
+    """Return the rows of the first table under a heading, as lists of cells."""
+    section = (ROOT / page).read_text().split(f"## {heading}\n")[1]
+    lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def defaults_of(config):
+    return {
+        item.name: item.default if item.default is not MISSING else item.default_factory() for item in fields(config)
+    }
+
+
+def test_the_page_for_lora_has_every_field_of_lora():
+    lora, ours = defaults_of(LoraConfig), defaults_of(TuckAConfig)
+    rows = {row[0].strip("`"): row[1] for row in table_of("docs/how-to/from-lora.md", "Every field")}
+    assert lora.keys() - rows.keys() == set()
+    for name in lora:
+        here = rows[name]
+        if here == "the same":
+            assert ours[name] == lora[name]
+        else:
+            assert name not in ours
+            assert here == "none" or here.strip("`") in ours
+
+
+def test_the_reference_has_every_field_of_the_configuration():
+    inherited = {item.name for item in fields(PeftConfig)}
+    own, defaults = [item for item in fields(TuckAConfig) if item.name not in inherited], defaults_of(TuckAConfig)
+    rows = [[f"`{item.name}`", f"`{defaults[item.name]!r}`", item.metadata["help"]] for item in own]
+    assert table_of("docs/reference/peft.md", "Fields of TuckAConfig") == rows
+
+
+def test_the_cheat_sheet_has_the_defaults():
+    defaults = defaults_of(TuckAConfig)
+    sizes = table_of("docs/reference/cheat-sheet.md", "Sizes")
+    assert {tucka.spec.LETTERS[row[1].strip("`")]: row[0].strip("`") for row in sizes} == dict(
+        zip("rktp", "rktp", strict=True)
+    )
+    options = table_of("docs/reference/cheat-sheet.md", "Options")
+    shown = {row[0].strip("`"): row[2] for row in sizes} | {row[0].strip("`"): row[1] for row in options}
+    assert len(shown) == len(sizes) + len(options)
+    for name, default in shown.items():
+        assert default.partition(":")[0] == f"`{defaults[name]!r}`"
+
+
+def test_the_cheat_sheet_says_what_one_more_costs():
+    d, sizes = 48, {"r": 5, "k": 3, "t": 4, "p": 2}
+    r, k, t, p = sizes.values()
+
+    def count(**changed):
+        return tucka.count_parameters("tucka", [(d, 7)], **{**sizes, **changed}, pinned=True)
+
+    for row in table_of("docs/reference/cheat-sheet.md", "Sizes"):
+        formula = row[4].removesuffix(" numbers").replace("·", "*").replace("r²", "r**2").replace("(2r", "(2*r")
+        letter = row[0].strip("`")
+        cost = eval(formula, {"d": d, "r": r, "k": k, "t": t, "p": p})
+        assert count(**{letter: sizes[letter] + 1}) - count() == cost
+
+
+@pytest.mark.parametrize("page", ["core", "torch", "peft", "tools"])
+def test_a_reference_page_sums_up_its_names(page):
+    text = (ROOT / f"docs/reference/{page}.md").read_text()
+    names = re.findall(r"^\.\. auto(?:function|class|exception):: (\S+)", text, re.MULTILINE)
+    summaries = re.findall(r"^\.\. autosummary::\n   :nosignatures:\n\n((?:   \S+\n)+)", text, re.MULTILINE)
+    assert sorted("".join(summaries).split()) == sorted(names)
+
+
+def test_an_alternative_text_says_what_is_seen():
+    for page in PAGES:
+        text = page.read_text()
+        texts = re.findall(r"!\[([^\]]*)\]\(", text) + re.findall(r"^:alt: (.*)$", text, re.MULTILINE)
+        assert all(len(shown.split()) >= 3 for shown in texts), page
+        assert text.count("```{image}") == text.count("\n:alt: ")
 
 
 def test_the_figures_scripts_have_drawn():

@@ -11,8 +11,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-# Mid-tones that keep their contrast on a white and on a dark page.
-CORE, FACTOR, BASIS, EXPERT, INK = "#d98a2b", "#3f8f8a", "#4f79c4", "#a86aa8", "#808080"
+# The ink is read on a white page; the site inverts the figure on a dark page.
+CORE, FACTOR, BASIS, EXPERT, INK = "#d98a2b", "#3f8f8a", "#4f79c4", "#a86aa8", "#707070"
 
 
 def shade(color: str, toward: float, amount: float) -> tuple[float, ...]:
@@ -32,34 +32,34 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, depth: floa
 
 
 def label(axes: Axes, x: float, y: float, text: str, size: float = 11) -> None:
-    """Write centred text in a grey that is readable on both backgrounds."""
+    """Write centred text."""
     axes.text(x, y, text, ha="center", va="center", fontsize=size, color=INK)
 
 
 def draw() -> Figure:
     """Return the figure."""
-    figure = Figure(figsize=(9.2, 3.5))
+    figure = Figure(figsize=(8.2, 3.12))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 18.4), ylim=(0, 7), aspect="equal")
     axes.axis("off")
     for slice_ in reversed(range(3)):
         box(axes, 0.5 + 0.75 * slice_, 1.9 + 0.55 * slice_, 2.6, 2.6, 0.5, EXPERT, pale=0.18 * slice_)
-    label(axes, 2.7, 6.45, r"$t$ experts of group $i$: $\mathcal{T}_i[j]$")
-    label(axes, 1.8, 1.35, r"$d \times d$, never formed", 9)
+    label(axes, 2.7, 6.45, r"$t$ experts of group $i$")
+    label(axes, 2.1, 1.35, r"$d \times d$, never formed", 11)
     label(axes, 6.0, 3.5, "=", 20)
     box(axes, 6.9, 2.1, 0.8, 2.9, 0.0, BASIS)
     label(axes, 7.3, 1.5, r"$U$", 13)
-    label(axes, 7.3, 0.85, r"$d \times r$", 9)
+    label(axes, 7.3, 0.85, r"$d \times r$", 11)
     for core in reversed(range(4)):
         box(axes, 8.9 + 0.95 * core, 3.0 + 0.5 * core, 1.0, 1.0, 0.5, CORE, pale=0.0 if core == 1 else 0.55)
-    label(axes, 11.0, 6.45, r"$k$ small cores $\mathcal{G}_i$ of $p \times r \times r$; the route takes one", 10)
+    label(axes, 11.0, 6.45, r"$k$ cores of $p \times r \times r$; a route takes one", 11)
     label(axes, 11.35, 2.85, r"$\times_0$", 13)
     box(axes, 11.9, 2.2, 1.3, 1.0, 0.0, FACTOR)
     label(axes, 12.55, 1.5, r"$C$", 13)
-    label(axes, 12.55, 0.85, r"$t \times p$", 9)
+    label(axes, 12.55, 0.85, r"$t \times p$", 11)
     box(axes, 14.6, 3.1, 2.9, 0.8, 0.0, BASIS)
     label(axes, 16.05, 2.5, r"$U^\top$", 13)
-    label(axes, 16.05, 1.85, r"$r \times d$", 9)
+    label(axes, 16.05, 1.85, r"$r \times d$", 11)
     return figure
 
 

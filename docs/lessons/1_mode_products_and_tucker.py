@@ -34,14 +34,14 @@ tensor = rng.normal(size=(3, 4, 5))
 # Mode *n* gets as many entries as *A* has rows. The other modes keep their sizes:
 
 matrix = rng.normal(size=(7, 4))
-tucka.mode_product(tensor, matrix, mode=1).shape
+product = tucka.mode_product(tensor, matrix, mode=1)
+assert product.shape == (3, 7, 5)
+product.shape
 
 # %%
 # One line of einsum computes the same. It shows which letter is summed:
 
-np.allclose(
-    tucka.mode_product(tensor, matrix, mode=1), np.einsum("abc,jb->ajc", tensor, matrix)
-)
+assert np.allclose(product, np.einsum("abc,jb->ajc", tensor, matrix))
 
 # %%
 # For a matrix, the product along mode 0 multiplies from the left, and the product along mode 1 multiplies from the
@@ -49,7 +49,7 @@ np.allclose(
 # value decomposition:
 
 x, left, right = rng.normal(size=(4, 5)), rng.normal(size=(2, 4)), rng.normal(size=(3, 5))
-np.allclose(tucka.multi_mode_product(x, [left, right]), left @ x @ right.T)
+assert np.allclose(tucka.multi_mode_product(x, [left, right]), left @ x @ right.T)
 
 # %%
 # There are two rules. First, products along *different* modes commute, so their order does not matter:
@@ -59,22 +59,25 @@ one_way = tucka.mode_product(tucka.mode_product(tensor, along_0, mode=0), along_
 other_way = tucka.mode_product(
     tucka.mode_product(tensor, along_2, mode=2), along_0, mode=0
 )
-np.allclose(one_way, other_way)
+assert np.allclose(one_way, other_way)
 
 # %%
 # Second, products along the *same* mode multiply their matrices, and the second matrix stands on the left:
 
 first, second = rng.normal(size=(6, 4)), rng.normal(size=(2, 6))
 one_by_one = tucka.mode_product(tucka.mode_product(tensor, first, mode=1), second, mode=1)
-np.allclose(one_by_one, tucka.mode_product(tensor, second @ first, mode=1))
+assert np.allclose(one_by_one, tucka.mode_product(tensor, second @ first, mode=1))
 
 # %%
 # A size that does not fit raises an error before anything is computed:
 
+refusal = ""
 try:
     tucka.mode_product(tensor, matrix, mode=0)
 except tucka.ShapeError as error:
-    print(error)
+    refusal = str(error)
+print(refusal)
+assert "expected" in refusal
 
 # %%
 # The Tucker form
@@ -112,13 +115,17 @@ for ax, rank in zip(axes[1:], (40, 12), strict=True):
     error = np.linalg.norm(squeezed - photograph) / np.linalg.norm(photograph)
     ax.imshow(squeezed.clip(0, 1))
     ax.set_title(f"rank ({rank}, {rank}, 3): {held:,}\nerror {error:.0%}")
+    assert held < photograph.size / 4
+    assert error < 0.3
 for ax in axes:
     ax.axis("off")
 
 # %%
-# The next figure shows the core. The factors are orthonormal, so the core has the whole norm of the tensor. Most of
-# this norm is in one corner: the first directions of one mode combine with the first directions of the others.
+# The next figure shows the core. The factors are orthonormal, so the core has the whole norm of the approximation. Most
+# of this norm is in one corner: the first directions of one mode combine with the first directions of the others.
 
+assert np.isclose(np.linalg.norm(core), np.linalg.norm(squeezed))
+assert np.linalg.norm(core[:3, :3]) > 0.9 * np.linalg.norm(core)
 figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.9))
 for colour, ax in enumerate(axes):
     picture = ax.imshow(np.log10(np.abs(core[..., colour]) + 1e-3), cmap="viridis")
@@ -135,7 +142,7 @@ figure.colorbar(picture, ax=axes, label="log10 |entry|")
 basis, small = rng.normal(size=(1000, 4)), rng.normal(size=(4, 4))
 rows = rng.normal(size=(8, 1000))
 formed = tucka.multi_mode_product(small, [basis, basis])  # 1000 × 1000
-print(np.allclose(rows @ formed, ((rows @ basis) @ small) @ basis.T))
+assert np.allclose(rows @ formed, ((rows @ basis) @ small) @ basis.T)
 print(
     f"multiply-adds for each row: {1000 * 1000:,} formed, {2 * 1000 * 4 + 4 * 4:,} thin"
 )
@@ -156,6 +163,8 @@ torch_factors = [
 tensor = tucka.multi_mode_product(torch_core, torch_factors)
 tensor.pow(2).sum().backward()
 print(tensor.shape, tensor.dtype, torch_core.grad.shape)
+assert isinstance(tensor, torch.Tensor)
+assert torch_core.grad.shape == torch_core.shape
 
 # %%
 # And in JAX
@@ -177,10 +186,8 @@ def energy(core):
 
 
 gradient = jax.jit(jax.grad(energy))(jax_core)
-print(
-    type(gradient).__module__.split(".")[0],
-    np.allclose(gradient, torch_core.grad.numpy(), rtol=1e-4),
-)
+assert isinstance(gradient, jax.Array)
+assert np.allclose(gradient, torch_core.grad.numpy(), rtol=1e-4)
 
 # %%
 # The next lesson turns an adapter that is a single matrix into a tensor of many experts.

@@ -37,6 +37,7 @@ def show(*named, width=8.5, height=2.6):
 u = np.array([[np.cos(2.2)], [np.sin(2.2)]])
 points = rng.normal(size=(12, 2)) * 0.4 + np.array([1.0, 0.6])
 images = points @ tucka.householder_product(u)
+assert np.allclose(images @ images.T, points @ points.T)  # lengths and angles
 
 _, ax = plt.subplots(figsize=(4.4, 3.6))
 ax.plot(*points.T, "o", label="points")
@@ -69,13 +70,13 @@ show(
     ("Γ", gamma),
     ("Uᵀ", vectors.T),
 )
-print(np.allclose(product, np.eye(d) + vectors @ gamma @ vectors.T))
+assert np.allclose(product, np.eye(d) + vectors @ gamma @ vectors.T)
 
 # %%
 # So an activation passes through two thin products instead of one d × d product:
 
 x = rng.normal(size=(5, d))
-np.allclose(x @ product, x + ((x @ vectors) @ gamma) @ vectors.T)
+assert np.allclose(x @ product, x + ((x @ vectors) @ gamma) @ vectors.T)
 
 # %%
 # Free the middle
@@ -113,6 +114,7 @@ show(
 # %%
 # These parts make four experts:
 
+assert tensor.shape == (4, d, d)
 show(*((f"expert {j}", tensor[j]) for j in range(t)))
 
 # %%
@@ -153,6 +155,9 @@ cosine = np.array(
     ]
 )
 print(cosine.round(2))
+flat = np.stack([experts.to_tensor(group).ravel() for group in range(k)])
+flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+assert np.allclose(cosine, flat @ flat.T)
 
 # %%
 # Mix first, then apply
@@ -169,7 +174,7 @@ gates[1] = [0.1, 0.2, 0.3, 0.4]
 mixed = experts.mix(gates)
 formed = sum(gates[1, j] * experts.expert(1, j) for j in range(t))
 show(("gates γ", gates), ("mixed core Ḡ", mixed), ("U Ḡ Uᵀ, never formed", formed))
-print(np.allclose(experts.apply(x, gates, alpha=0.5), x + 0.5 * x @ formed))
+assert np.allclose(experts.apply(x, gates, alpha=0.5), x + 0.5 * x @ formed)
 
 # %%
 # Back to HRA
@@ -178,11 +183,8 @@ print(np.allclose(experts.apply(x, gates, alpha=0.5), x + 0.5 * x @ formed))
 # HRA is the case of one group with one expert, whose core is :math:`\Gamma(U)`:
 
 hra = tucka.householder_experts(vectors)
-print(
-    hra.cores.shape,
-    hra.expert_factor,
-    np.allclose(hra.apply(x, np.ones((1, 1))), x @ product),
-)
+print(hra.cores.shape, hra.expert_factor)
+assert np.allclose(hra.apply(x, np.ones((1, 1))), x @ product)
 
 # %%
 # HRA and TuckA differ in what they may learn. The map of HRA stays orthogonal during training, and the map of TuckA

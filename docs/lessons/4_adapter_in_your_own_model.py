@@ -89,7 +89,7 @@ class Adapted(nn.Module):
 
 spec = TuckerSpec(rank=16, groups=sensors, experts_per_group=2, routing="sample")
 adapted = Adapted(spec)
-print("unchanged at the start:", torch.equal(adapted(seen), network(seen)))
+assert torch.equal(adapted(seen), network(seen))  # unchanged at the start
 
 # %%
 # Give the router its centroids
@@ -149,6 +149,8 @@ ax.set(
     title="Four sensors, one frozen network",
 )
 legend = ax.legend(frameon=False)
+last = {label: sum(errors[-20:]) / 20 for label, errors in curves.items()}
+assert last["four groups of two experts"] < last["one expert"] / 2
 
 # %%
 # Which group serves which sensor
@@ -166,6 +168,7 @@ table = {
 }
 _, ax = plt.subplots(figsize=(4.6, 3.2))
 axes = group_by_label(table, ax=ax)
+assert (chosen == sensor).float().mean() > 0.9
 
 # %%
 # Finer and coarser
@@ -193,7 +196,9 @@ convolution = TuckerAdapter(
 )
 images = torch.randn(6, 8, 10, 10)
 router = Router(convolution.spec, in_features=8)
-convolution(images, router(images.mean(dim=(2, 3)))).shape
+outputs = convolution(images, router(images.mean(dim=(2, 3))))
+assert outputs.shape == (6, 4, 10, 10)
+outputs.shape
 
 # %%
 # If a model is too deep to pass gates through by hand, adapt it with PEFT: the layers then find the route of the forward

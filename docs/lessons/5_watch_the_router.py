@@ -4,6 +4,8 @@
 
 In this lesson you see on real sentences how a router collapses, what prevents this, and which group serves which
 sentences. A router that sends every input to one group makes a mixture of experts into one expert.
+
+The page needs the same downloads as lesson 3.
 """
 
 import matplotlib.pyplot as plt
@@ -58,6 +60,7 @@ for name, features in (("sentences", sentences), ("batches", batches)):
     print(
         f"{len(features):4} {name:9}: mean of length {np.linalg.norm(mean):.2f}, distance from it {distance:.2f}"
     )
+assert np.linalg.norm(mean) > 3 * distance  # of the batches
 
 # %%
 # The part that all batches share is several times larger than the difference between batches. This is why the paper's
@@ -124,6 +127,11 @@ print(f"{'':32} batches  sentences")
 for name, rows in entropies.items():
     by_batch, by_sentence = np.mean(rows, axis=0)
     print(f"{name:32} {by_batch:7.2f}  {by_sentence:9.2f}")
+    if name.startswith("balanced"):
+        assert min(by_batch, by_sentence) > 0.95
+    else:
+        assert by_batch < 0.5
+        assert by_batch < by_sentence < 0.9
 
 # %%
 # Single sentences differ more from each other than batches do, so with dot products they spread better. But every group
@@ -159,6 +167,11 @@ ax.set(
     title="Twenty runs of Theorem 1's dynamics",
 )
 legend = ax.legend(frameon=False)
+last = {label: trace.entropy(40).mean(axis=0)[-1] for label, trace in runs.items()}
+print({label: round(float(entropy), 2) for label, entropy in last.items()})
+assert (
+    last["balanced, centred"] > 0.5 > max(last["kaiming, dot"], last["data-aware, dot"])
+)
 
 # %%
 # Balance
@@ -185,6 +198,9 @@ table, first = {}, 0
 for domain, rows in test.items():
     table[domain] = np.bincount(group[first : first + len(rows)], minlength=k).tolist()
     first += len(rows)
+shares = np.array(list(table.values())) / np.sum(list(table.values()), axis=1)[:, None]
+print({domain: row.round(2).tolist() for domain, row in zip(table, shares, strict=True)})
+assert (shares.max(axis=0) > 1.5 * shares.min(axis=0)).any()
 _, ax = plt.subplots(figsize=(5, 3.2))
 axes = group_by_label(table, ax=ax)
 

@@ -29,6 +29,7 @@ layers = [(64, 64)] * 3 + [(64, 256), (256, 64)]
 counted = tucka.count_parameters("tucka", layers, r=4, k=3, t=2, p=2)
 by_hand = sum(2 * 2 + 3 * 2 * 4 * 4 + d * 4 for d, _ in layers) + 3 * 2 * 64
 print(counted, by_hand)
+assert counted == by_hand
 
 # %%
 # PEFT builds and trains the same number:
@@ -58,6 +59,8 @@ print(
     trained(lora),
     tucka.count_parameters("lora", layers, r=4),
 )
+assert trained(adapted) == counted
+assert trained(lora) == tucka.count_parameters("lora", layers, r=4)
 
 # %%
 # Term by term
@@ -76,12 +79,16 @@ print("one more expert in each group:", layer(t=5) - layer(), "= p")
 print("one more group:               ", layer(k=4) - layer(), "= p r²")
 print("one more unit of width:       ", layer(d=769) - layer(), "= r")
 print("a wider output:               ", layer(out=3072) - layer())
+assert layer(t=5) - layer() == 2
+assert layer(k=4) - layer() == 2 * 8**2
+assert layer(d=769) - layer() == 8
+assert layer(out=3072) == layer()
 
 # %%
 # Two sizes are not linear: the rank enters as a square, and the number of slices multiplies this square. So we check
 # the whole polynomial on a grid:
 
-all(
+assert all(
     layer(t=t, k=k, p=p, r=r, d=d) == t * p + k * p * r**2 + d * r
     for t in (1, 2, 5)
     for k in (1, 3)
@@ -108,6 +115,7 @@ x, basis, mixed_core = torch.randn(10, 768), torch.randn(768, 8), torch.randn(8,
 with FlopCounterMode(display=False) as counter:
     tucker_adapt(x, basis, mixed_core)
 print(counter.get_total_flops() // 2, 10 * (2 * 768 * 8 + 8 * 8))
+assert counter.get_total_flops() // 2 == 10 * (2 * 768 * 8 + 8 * 8)
 
 # %%
 # Mixing the cores and routing cost once for each decision, and not for each token. With a few tokens their share is
@@ -154,9 +162,9 @@ x = torch.randn(512, 768)
 formula = tucka.count_activation_bytes(
     "tucka", [(768, 768)], tokens=512, r=8, k=4, pinned=True
 )
-print(
-    f"watched {kept_bytes(one_layer, x):,}, by formula {formula:,}; the input alone is {x.nbytes:,}"
-)
+watched = kept_bytes(one_layer, x)
+assert abs(watched - formula) < 0.001 * formula
+print(f"watched {watched:,}, by formula {formula:,}; the input alone is {x.nbytes:,}")
 
 # %%
 # The layer keeps the input, the thin product *xU* and the mixed core. LoRA keeps the input and its thin product.
