@@ -117,3 +117,39 @@ def test_a_load_without_a_sense_is_refused(load):
     for draw, data in ((load_bars, load), (group_by_label, {"a": [1, 1], "b": load})):
         with pytest.raises(ConfigError, match=r"load: .*(counts|finite)"):
             draw(data)
+
+
+# What users have: models and routers.
+
+
+def adapted_model():
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from tucka.peft import TuckAConfig
+
+    torch.manual_seed(0)
+    config = TuckAConfig(r=2, k=3, routing="sample", target_modules=["0"])
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), config).eval()
+    model(torch.randn(12, 4))
+    return model
+
+
+def test_a_models_load_is_drawn():
+    from tucka.peft import expert_load
+
+    model = adapted_model()
+    heights = [float(bar.get_height()) for bar in load_bars(model).patches]
+    np.testing.assert_allclose(heights, (expert_load(model) / 12).tolist())
+
+
+def test_a_router_is_drawn_as_its_arrays():
+    from tucka.backends.torch.routing.scope import scope_of
+
+    router = scope_of(adapted_model()).router("default")
+    features = router.centroids.detach().new_ones(5, 4).cumsum(0).sin()
+    drawn = routing_map(features, router)
+    parts = {"center": router.center, "affinity": router.spec.affinity}
+    again = routing_map(features, router.centroids.detach(), **parts)
+    for mine, other in zip(drawn.collections, again.collections, strict=True):
+        np.testing.assert_array_equal(mine.get_offsets(), other.get_offsets())
+    assert [text.get_text() for text in drawn.texts] == ["0", "0", "1", "1", "2", "2"]

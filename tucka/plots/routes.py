@@ -12,7 +12,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from tucka.arrays import Array, backend_of, host_values
+from tucka.arrays import Array, backend_of, detach, host_values
 from tucka.checks import check_choice, check_shapes
 from tucka.core.balance import load_entropy
 from tucka.core.routing import affinity_logits
@@ -32,9 +32,10 @@ def load_bars(load: Any, *, steps: Sequence[float] | None = None, ax: Axes | Non
 
     Parameters
     ----------
-    load : sequence of float, of sequences of float, or of mappings
-        A count for each group, shape (k,), as `tucka.peft.expert_load` returns them; such counts for each of several
-        times, shape (times, k); or a Trainer's ``state.log_history`` with the entries of `tucka.peft.RouterCallback`.
+    load : Module, or sequence of float, of sequences of float, or of mappings
+        A model with a TuckA adapter, for its counts as they are now; a count for each group, shape (k,), as
+        `tucka.peft.expert_load` returns them; such counts for each of several times, shape (times, k); or a Trainer's
+        ``state.log_history`` with the entries of `tucka.peft.RouterCallback`.
     steps : sequence of float, optional
         The times, in training steps; if None, those of the log, or 1, 2, 3, ...
     ax : Axes, optional
@@ -61,6 +62,8 @@ def load_bars(load: Any, *, steps: Sequence[float] | None = None, ax: Axes | Non
     >>> len(load_bars([[30, 10], [20, 20], [25, 15]]).patches)
     6
     """
+    if hasattr(load, "named_modules"):  # a model; its packages are there then
+        load = importlib.import_module("tucka.peft").expert_load(load)
     rows = list(load)
     if rows and isinstance(rows[0], Mapping):
         rows, steps = _rows_of_log(rows, steps)
@@ -208,10 +211,10 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
 
 def routing_map(
     features: Array,
-    centroids: Array,
+    centroids: Any,
     *,
     center: Array | None = None,
-    affinity: Affinity = "directional",
+    affinity: Affinity | None = None,
     labels: Sequence[str] | None = None,
     projection: Projection = "pca",
     seed: int = 0,
@@ -226,12 +229,12 @@ def routing_map(
     ----------
     features : array, shape (n, d)
         Routing features of samples, at least three; see `tucka.routing_feature`.
-    centroids : array, shape (k, t, d)
-        Of the router.
+    centroids : array, shape (k, t, d), or Router
+        Of the router; or the router itself, which has the centre and the affinity too.
     center : array, shape (d,), optional
         Of the router, for the affinities that have one.
-    affinity : {"directional", "centered", "dot", "group_norm"}
-        Of the router.
+    affinity : {"directional", "centered", "dot", "group_norm"}, optional
+        Of the router; ``"directional"`` if None.
     labels : sequence of str, optional
         The kind of each feature (its domain, its class), which its marker shows.
     projection : {"pca", "umap"}
@@ -267,6 +270,11 @@ def routing_map(
     """
     where = "routing_map"
     check_choice("projection", projection, get_args(Projection), where=where)
+    router = centroids if hasattr(centroids, "centroids") else None
+    if router is not None:
+        centroids, affinity = detach(router.centroids), affinity or router.spec.affinity
+        center = router.center if center is None and router.spec.has_center else center
+    affinity = affinity or "directional"
     arrays = {"features": features, "centroids": centroids, **({} if center is None else {"center": center})}
     backend_of(**arrays)
     axes = {"features": "n d", "centroids": "k t d", "center": "d"}

@@ -18,6 +18,7 @@ from tucka.backends.torch.private import (
     is_in_pieces,
     is_transformed,
     parameters_by_name,
+    whole_shape,
 )
 from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import ConfigError, RouteError, expected
@@ -97,6 +98,12 @@ class ExpertParts(nn.Module):
         old = self.cores
         self.cores = nn.Parameter(torch.cat([old, torch.zeros_like(old[:1])]), requires_grad=old.requires_grad)
         self.spec = replace(self.spec, groups=self.spec.groups + 1)
+
+    def extra_repr(self) -> str:
+        """Describe the sizes in the module's line."""
+        spec, width = self.spec, whole_shape(self.basis)[0]
+        sizes = f"rank={spec.rank}, groups={spec.groups}, experts_per_group={spec.experts_per_group}"
+        return f"in_features={width}, {sizes}, expert_rank={spec.expert_rank}"
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return cores, expert factor and basis as they enter the equations: normalised if the spec says so."""

@@ -105,7 +105,7 @@ class RouterCallback(TrainerCallback):
                     adapter_name=name,
                     max_batches=self.max_batches,
                     scale=self.scale,
-                    progress=self.progress,
+                    progress=self.progress and not args.disable_tqdm,
                 )
         self._watches = {}
 
