@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -14,8 +13,9 @@ from peft.utils import CONFIG_NAME
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from peft.utils.other import get_pattern_key
 
-from tucka.checks import check_choice, check_count, check_finite, check_least, refuse_unknown_keywords
-from tucka.errors import CheckpointError, ConfigError, expected
+from tucka.checks import check_choice, refuse_unknown_keywords
+from tucka.errors import CheckpointError, expected
+from tucka.peft.config_checks import check_fields
 from tucka.peft.files.card import write_card
 from tucka.peft.files.reading import FORMAT_VERSION, read_entries
 from tucka.peft.registration import add_peft_type
@@ -190,10 +190,7 @@ class TuckAConfig(PeftConfig):
         for name, value in self._checked_spec().items():
             if name != "routing":
                 setattr(self, LETTERS.get(name, name), value)
-        self._check_options()
-        self._check_patterns()
-        self._check_layers()
-        self._check_pinned()
+        check_fields(self)
 
     def _checked_spec(self) -> dict[str, Any]:
         """Return the fields of the `TuckerSpec`, checked in the words of this class."""
@@ -201,88 +198,6 @@ class TuckAConfig(PeftConfig):
         if given["routing"] in (None, "given"):  # gates for each sample, whoever makes them
             given["routing"] = "sample"
         return check_spec(given, words=LETTERS, where=_WHERE)
-
-    def _check_options(self) -> None:
-        check_choice("route_tokens", self.route_tokens, ("all", "prompt", "padded"), where=_WHERE)
-        check_choice("bias", self.bias, ("none", "all", "tucka_only"), where=_WHERE)
-        for name in ("keeps_router", "sync_routing", "init_weights"):
-            setattr(self, name, check_choice(name, getattr(self, name), (True, False), where=_WHERE))
-        check_choice("samples_first", self.samples_first, (None, True, False), where=_WHERE)
-        self._check_group_names()
-        self.router_seed = check_count("router_seed", self.router_seed, least=0, where=_WHERE)
-        self.tucka_format = check_count("tucka_format", self.tucka_format, where=_WHERE)
-        if self.tucka_format > FORMAT_VERSION:
-            rule = f"a format this tucka knows, at most {FORMAT_VERSION}"
-            raise ConfigError(expected("tucka_format", rule, self.tucka_format, where=_WHERE, cure="Update tucka"))
-
-    def _check_patterns(self) -> None:
-        rules: dict[str, Callable[..., Any]] = {"rank_pattern": check_count, "alpha_pattern": check_finite}
-        for name, rule in rules.items():
-            given = getattr(self, name) or {}
-            if not isinstance(given, Mapping) or not all(isinstance(layer, str) for layer in given):
-                rule_of_names = "a dict with names of layers, or patterns of names"
-                raise ConfigError(expected(name, rule_of_names, repr(given), where=_WHERE))
-            found = {layer: rule(f"{name}[{layer!r}]", value, where=_WHERE) for layer, value in given.items()}
-            setattr(self, name, found)
-        self._check_tokens()
-        self.dropout = check_least("dropout", self.dropout, 0, where=_WHERE)
-        if self.dropout >= 1:
-            raise ConfigError(expected("dropout", "a share from 0 to below 1", self.dropout, where=_WHERE))
-
-    def _check_tokens(self) -> None:
-        given = _plain(self.trainable_token_indices)
-        if isinstance(given, Mapping):
-            given = {str(layer): _plain(indices) for layer, indices in given.items()}
-        for indices in given.values() if isinstance(given, dict) else [] if given is None else [given]:
-            if not isinstance(indices, list):
-                rule = "a list of whole numbers, or a dict of names of layers to such lists"
-                raise ConfigError(expected("trainable_token_indices", rule, repr(given), where=_WHERE))
-            for index in indices:
-                check_count("trainable_token_indices", index, least=0, where=_WHERE)
-        self.trainable_token_indices = given
-
-    def _check_group_names(self) -> None:
-        names = self.group_names
-        if names is None:
-            return
-        fits = isinstance(names, (list, tuple)) and all(isinstance(name, str) and name for name in names)
-        if not fits or len(set(names)) != len(names) or len(names) != self.k:
-            rule = f"{self.k} different names, one for each group"
-            raise ConfigError(expected("group_names", rule, repr(names), where=_WHERE))
-        self.group_names = list(names)
-
-    def _check_layers(self) -> None:
-        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save", "router_module"):
-            value = getattr(self, name)
-            is_text = value is None or (isinstance(value, str) and name != "modules_to_save")
-            is_list = isinstance(value, (list, tuple, set)) and all(isinstance(entry, str) for entry in value)
-            if not is_text and (not is_list or name == "router_module"):
-                kinds = {"modules_to_save": "a list of names", "router_module": "a name"}
-                rule = kinds.get(name, "a list of names, or one pattern")
-                raise ConfigError(expected(name, rule, repr(value), where=_WHERE))
-        for name in ("target_modules", "exclude_modules"):
-            value = getattr(self, name)
-            setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
-        self.layers_to_transform = _plain(self.layers_to_transform)
-        indices = self.layers_to_transform
-        for index in indices if isinstance(indices, list) else [] if indices is None else [indices]:
-            check_count("layers_to_transform", index, least=0, where=_WHERE)
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            rule = "None where target_modules is a pattern"
-            raise ConfigError(expected("layers_to_transform", rule, self.layers_to_transform, where=_WHERE))
-        if self.layers_pattern and self.layers_to_transform is None:
-            rule = "indices where layers_pattern is given"
-            raise ConfigError(expected("layers_to_transform", rule, None, where=_WHERE))
-
-    def _check_pinned(self) -> None:
-        if self.pinned_gates is None:
-            return
-        rows = _plain(self.pinned_gates)
-        fits = isinstance(rows, list) and len(rows) == self.k
-        if not fits or any(not isinstance(row, list) or len(row) != self.t for row in rows):
-            rule = f"{self.k} lists of {self.t} numbers (k, t)"
-            raise ConfigError(expected("pinned_gates", rule, self.pinned_gates, where=_WHERE))
-        self.pinned_gates = [[check_finite("pinned_gates", gate, where=_WHERE) for gate in row] for row in rows]
 
     @property
     def spec(self) -> TuckerSpec:
@@ -369,10 +284,3 @@ class TuckAConfig(PeftConfig):
             return cls(**known)
         except (TypeError, ValueError) as error:
             raise CheckpointError(expected("config", "possible values", str(error), where=str(folder))) from error
-
-
-def _plain(value: Any) -> Any:
-    """Turn arrays, tensors, tuples and their numbers into lists and numbers that JSON can hold."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return [_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value

@@ -37,6 +37,7 @@ from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.config import TuckAConfig
 from tucka.peft.files.sharded import whole_parameters
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
+from tucka.peft.remembered import Remembered
 from tucka.spec import TuckerSpec
 
 __all__ = ["BASE", "TuckALayer", "TuckALinear"]
@@ -289,7 +290,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if laid is None:
             laid = parts.laid_out(x)
             if steps.now is not None and parts.is_at_rest():
-                steps.keep(parts, laid, _Remembered(self, name, parts), parameters_by_name(parts).values())
+                steps.keep(parts, laid, Remembered(self, name, parts), parameters_by_name(parts).values())
         return laid
 
     def _note_step(self, name: str, laid: LaidOut, gates: Tensor, x: Tensor) -> None:
@@ -348,37 +349,6 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def __repr__(self) -> str:
         """Show the layer as its base's class with the adapter's prefix."""
         return "tucka." + super().__repr__()
-
-
-class _Remembered:
-    """How a layer was when it made an update with one active adapter."""
-
-    __slots__ = ("_active", "_adapter", "_alpha", "_experts", "_layer", "_named", "_parts", "_pinned", "_training")
-
-    def __init__(self, layer: TuckALayer, adapter: str, parts: ExpertParts) -> None:
-        self._layer, self._adapter, self._parts = layer, adapter, parts
-        self._active = layer._active_adapter
-        self._experts = modules_by_name(layer.tucka_experts)
-        self._named = dict(parameters_by_name(parts))
-        self._alpha, self._training = parts.scale, parts.training
-        self._pinned = layer.tucka_scope.pinned.get(adapter)
-
-    def is_as_it_was(self) -> bool:
-        """Tell whether the next update would be made in the same way."""
-        layer, parts, known = self._layer, self._parts, self._named
-        now = parameters_by_name(parts)
-        return (
-            layer._active_adapter is self._active
-            and not layer._disable_adapters
-            and not layer.merged_adapters
-            and self._experts.get(self._adapter) is parts
-            and parts.scale == self._alpha
-            and parts.training is self._training
-            and now["cores"] is known["cores"]
-            and now["expert_factor"] is known["expert_factor"]
-            and now["basis"] is known["basis"]
-            and layer.tucka_scope.pinned.get(self._adapter) is self._pinned
-        )
 
 
 class TuckALinear(TuckALayer):
