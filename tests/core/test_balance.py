@@ -1,11 +1,14 @@
 """The entropy of a load."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tucka
+from tucka.core.balance import CollapseAlarm
 
 loads = st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any)
 
@@ -51,3 +54,13 @@ def test_counts_whose_sum_overflows_are_still_balanced():
 
 def test_whole_numbers_are_counts_too(library):
     assert tucka.load_entropy(library.from_numpy(np.array([3, 3]))) == 1.0
+
+
+@pytest.mark.parametrize(("routings", "is_looked_at"), [(7, False), (8, True)])
+def test_an_alarm_wants_so_many_routings_for_each_group(routings, is_looked_at):
+    alarm = CollapseAlarm("router", window=10)
+    alarm.add([routings, 0, 0, 0])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        alarm.check(least=2)
+    assert bool(caught) is is_looked_at is alarm.has_warned

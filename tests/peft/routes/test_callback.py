@@ -11,11 +11,13 @@ from support.adapting import adapt
 from support.tiny_models import text
 from tucka import reference
 from tucka.backends.torch.routing.scope import scope_of
+from tucka.core.balance import CollapseAlarm
 from tucka.errors import ConfigError
 from tucka.peft import (
     RouterCallback,
     initialize_router,
 )
+from tucka.peft.routes.callback import _gate_entropy, _Watch
 
 pytestmark = [
     # What the installed transformers, accelerate and torch say to each other.
@@ -122,3 +124,23 @@ def test_a_balanced_training_is_not_warned_of(tmp_path):
 def test_the_callbacks_options_have_rules(options):
     with pytest.raises(ConfigError):
         RouterCallback(**options)
+
+
+# What is measured
+
+
+@pytest.mark.parametrize("experts", [2, 3, 5])
+def test_even_gates_have_the_gate_entropy_one(experts):
+    gates = torch.zeros(4, 3, experts)
+    gates[:, 1] = 1 / experts
+    torch.testing.assert_close(_gate_entropy(gates), torch.tensor(1.0))
+    gates[:, 1] = 0
+    gates[:, 1, 0] = 1
+    torch.testing.assert_close(_gate_entropy(gates), torch.tensor(0.0))
+
+
+@pytest.mark.parametrize(("before", "after", "load"), [([5, 3], [6, 5], [1, 2]), ([5, 3], [1, 0], [1, 0])])
+def test_counts_that_were_reset_during_a_step_are_of_this_step(before, after, load):
+    watch = _Watch(torch.ones(2), CollapseAlarm("router", window=8))
+    watch.begin(torch.tensor(before))
+    assert watch.end(torch.tensor(after), None).tolist() == load
