@@ -15,7 +15,7 @@ PACKAGE = Path(tucka.__file__).parent
 # From the bottom up; a module may import its own layer and those below. The longest prefix that fits a module counts.
 LAYERS = [
     {"tucka.errors", "tucka._version"},
-    {"tucka.checks"},
+    {"tucka.checks", "tucka.extras"},
     {"tucka.spec", "tucka.reference"},
     {"tucka.arrays"},
     {"tucka.core"},
