@@ -34,6 +34,8 @@ CASES = [(extra, package) for extra in IMPORTS for package in PACKAGES[extra]]
 
 @pytest.mark.parametrize(("extra", "package"), CASES, ids=lambda part: part)
 def test_an_import_without_a_package_names_the_extra(extra, package):
+    for name in PACKAGES[extra]:
+        pytest.importorskip(name)
     printed = output_of(HIDING.format(package=package, statement=f"import {IMPORTS[extra]}"))
     rule = f"{IMPORTS[extra]}: expected the package {package}, got none. Run: pip install 'tucka[{extra}]'"
     assert printed == f"ModuleNotFoundError: {rule}\n"
