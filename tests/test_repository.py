@@ -1,9 +1,12 @@
 """The files around the package: what is built from them, and what they say about it."""
 
+import ast
+import importlib.util
 import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -62,6 +65,80 @@ def test_a_commit_passes_what_ci_runs():
 def test_the_pages_of_the_root_link_to_files(page):
     links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
     assert [link for link in links if not re.match(r"[a-z]+:", link) and not (ROOT / link).exists()] == []
+
+
+SESSIONS = {
+    node.name: ast.unparse(node)
+    for node in ast.parse((ROOT / "noxfile.py").read_text()).body
+    if isinstance(node, ast.FunctionDef) and any("nox.session" in ast.unparse(each) for each in node.decorator_list)
+}
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def sessions_of(workflow):
+    """The sessions that a workflow runs, each with its Python where it says which."""
+    for job in WORKFLOWS[workflow]["jobs"].values():
+        matrix = job.get("strategy", {}).get("matrix", {})
+        rows = list(matrix.get("include", []))
+        rows += [
+            {"session": session, "python": python}
+            for session in matrix.get("session", [None])
+            for python in matrix.get("python", [])
+        ]
+        for step in job["steps"]:
+            if name := re.search(r"nox --session (.+?)( --python|$)", step.get("run", "")):
+                yield from ((row.get("session") or name[1], row["python"]) for row in rows or [{"python": None}])
+
+
+def test_the_sessions_are_those_that_the_page_lists():
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(\w+)`[^|]*\|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == list(SESSIONS)
+    for name, workflow in rows:
+        assert name in {session for session, _ in sessions_of(workflow)}, (name, workflow)
+
+
+def test_workflows_run_sessions_that_there_are_on_every_python_that_is_claimed():
+    assert WORKFLOWS.keys() == {"tests", "newest", "docs", "release"}
+    run_there = [each for workflow in WORKFLOWS for each in sessions_of(workflow)]
+    assert {name for name, _ in run_there} == SESSIONS.keys()
+    for name, python in run_there:
+        assert python is None or f"'{python}'" in SESSIONS[name].partition("def ")[0], (name, python)
+    claimed = {each.rpartition(" ")[2] for each in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", each)}
+    for name in ("core", "locked"):
+        assert {python for session, python in run_there if session == name} == claimed
+
+
+def test_sessions_call_targets_that_there_are():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    called = {target for code in SESSIONS.values() for target in re.findall(r"make\(session, '([a-z-]+)'\)", code)}
+    assert "test-newest" in called
+    assert called <= targets
+
+
+def test_the_oldest_versions_are_the_floors_of_the_project():
+    """Run the functions of noxfile.py that need no nox."""
+    code = ast.parse((ROOT / "noxfile.py").read_text())
+    code.body = [node for node in code.body if getattr(node, "name", "") in ("floors", "replaced")]
+    names = {"re": re, "PROJECT": PROJECT}
+    exec(compile(code, "noxfile.py", "exec"), names)
+    floors = names["floors"]("torch", "peft")
+    assert "torch==2.5.*" in floors
+    assert all("==" in each for each in floors)
+    replaced = names["replaced"](floors, ["torch==9.9"])
+    assert set(replaced) ^ set(floors) == {"torch==2.5.*", "torch==9.9"}
+
+
+def test_what_needs_a_missing_package_is_known():
+    spec = importlib.util.spec_from_file_location("collecting", ROOT / "conftest.py")
+    collecting = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(collecting)
+    assert not {"torch", "jax", "peft"} & collecting.needed_by(ROOT / "tests" / "core" / "test_modes.py")
+    assert "torch" not in collecting.needed_by(ROOT / "tucka" / "core" / "experts.py")
+    assert "peft" in collecting.needed_by(ROOT / "tucka" / "peft" / "files" / "card.py")
+    assert {"torch", "peft"} <= collecting.needed_by(ROOT / "tests" / "peft" / "files" / "test_card.py")
+    assert "peft" in collecting.needed_by(ROOT / "README.md")
 
 
 @pytest.fixture(scope="module")
