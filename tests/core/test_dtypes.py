@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 import tucka
 from support.array_backends import LIBRARIES, PRECISION, dtype_name
@@ -52,6 +51,7 @@ def test_any_precision_may_be_a_load(library, dtype):
 
 @every_function
 def test_results_stay_on_their_device_and_nothing_is_read_back(case):
+    torch = pytest.importorskip("torch")
     # A meta tensor has no values: reading one, or mixing it with a tensor made elsewhere, is an error.
     inputs = [torch.empty(shape, device="meta") for shape in case.shapes]
     assert case.function(*inputs).device.type == "meta"
@@ -86,4 +86,5 @@ print("same in float64")
 
 
 def test_jax_keeps_float64_where_the_caller_enabled_it():
+    pytest.importorskip("jax")
     assert output_of(IN_DOUBLE, JAX_ENABLE_X64="1") == "same in float64\n"

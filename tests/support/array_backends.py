@@ -1,14 +1,11 @@
 """The one list of array libraries that the property tests run over."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
-import torch
 
 from support.plugged_backend import PluggedArray
 from tucka.arrays import host_values
@@ -51,19 +48,32 @@ def _read_only(values: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _to_jax(values: np.ndarray) -> jax.Array:
-    values = np.asarray(values)
-    return jnp.asarray(values.astype(np.float32) if values.dtype == np.float64 else values)
+_NUMPY_DTYPES: dict[str, Any] = {"float16": np.float16, "float32": np.float32, "float64": np.float64}
+if importlib.util.find_spec("ml_dtypes"):
+    import ml_dtypes
 
-
-_NUMPY_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
-_TORCH_DTYPES = {name: getattr(torch, name) for name in PRECISION}
-# JAX in its own default precision: tucka must not switch x64 on.
-_JAX_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}
+    _NUMPY_DTYPES = {"bfloat16": ml_dtypes.bfloat16, **_NUMPY_DTYPES}
 
 LIBRARIES = [
     Library("numpy", _read_only, (np.ndarray, *_NUMPY_DTYPES.values()), _NUMPY_DTYPES),
     Library("plugged", lambda values: np.array(values).view(PluggedArray), (PluggedArray,), _NUMPY_DTYPES),
-    Library("torch", lambda values: torch.tensor(np.asarray(values)), (torch.Tensor,), _TORCH_DTYPES),
-    Library("jax", _to_jax, (type(jnp.zeros(1)),), _JAX_DTYPES, default="float32", compiled=jax.jit),
 ]
+
+# The core needs neither of these, and its tests run without them.
+if importlib.util.find_spec("torch"):
+    import torch
+
+    _TORCH_DTYPES = {name: getattr(torch, name) for name in PRECISION}
+    LIBRARIES.append(Library("torch", lambda values: torch.tensor(np.asarray(values)), (torch.Tensor,), _TORCH_DTYPES))
+
+if importlib.util.find_spec("jax"):
+    import jax
+    import jax.numpy as jnp
+
+    def _to_jax(values: np.ndarray) -> jax.Array:
+        values = np.asarray(values)
+        return jnp.asarray(values.astype(np.float32) if values.dtype == np.float64 else values)
+
+    # JAX in its own default precision: tucka must not switch x64 on.
+    _JAX_DTYPES = {"bfloat16": jnp.bfloat16, "float16": jnp.float16, "float32": jnp.float32}
+    LIBRARIES.append(Library("jax", _to_jax, (type(jnp.zeros(1)),), _JAX_DTYPES, default="float32", compiled=jax.jit))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tucka.errors import ArrayError, expected
+from tucka.extras import needs
 
 if TYPE_CHECKING:
     from tensorly.backend.core import Backend
@@ -57,7 +58,8 @@ def _tensorly(name: str) -> Callable[[], Backend]:
 
 def _jax() -> Backend:
     # TensorLy's own JAX module switches x64 on for the whole process when it is imported; ours does not.
-    return importlib.import_module("tucka.arrays.jax").JaxBackend()
+    with needs("jax", "JAX arrays"):
+        return importlib.import_module("tucka.arrays.jax").JaxBackend()
 
 
 # Only ever appended to, so an index stays good; the last entry that fits an array wins.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
-
 from tucka import __version__
-from tucka.cli.count import count_adapters
 from tucka.errors import TuckaError
+from tucka.extras import needs
+
+with needs("cli", "tucka.cli"):
+    import typer
+
+    from tucka.cli.count import count_adapters
 
 __all__ = ["app", "run"]
 

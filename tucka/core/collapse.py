@@ -126,10 +126,10 @@ def simulate_routing(
     Examples
     --------
     >>> setting = {"groups": 4, "seeds": 50, "steps": 50, "covariance": 0.01}
-    >>> simulate_routing("kaiming", mean=np.ones(16), **setting).share_of_first().mean() > 0.99
-    np.True_
-    >>> simulate_routing("balanced", mean=np.ones(16), affinity="centered", **setting).entropy().mean() > 0.9
-    np.True_
+    >>> bool(simulate_routing("kaiming", mean=np.ones(16), **setting).share_of_first().mean() > 0.99)
+    True
+    >>> bool(simulate_routing("balanced", mean=np.ones(16), affinity="centered", **setting).entropy().mean() > 0.9)
+    True
     """
     where = "simulate_routing"
     middle = _numbers("mean", mean, {1: "axes (d)"}, where)

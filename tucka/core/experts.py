@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, overload
 
 import numpy as np
 
@@ -19,10 +19,18 @@ from tucka.spec import TuckerSpec, mixes_each_row
 
 if TYPE_CHECKING:
     from tensorly.tucker_tensor import TuckerTensor
-else:
-    TuckerTensor = Any
+    from typing_extensions import TypeVar
 
-__all__ = ["TuckerExperts", "adapt", "form_group", "mix_cores"]
+    # A default, so that an annotation may leave the arrays' type out.
+    ArrayT = TypeVar("ArrayT", bound=Any, default=Any)
+    NumbersT = TypeVar("NumbersT", bound=np.dtype[Any])
+else:
+    from typing import TypeVar
+
+    TuckerTensor = Any
+    ArrayT, NumbersT = TypeVar("ArrayT"), TypeVar("NumbersT")
+
+__all__ = ["ArrayT", "NumbersT", "TuckerExperts", "adapt", "form_group", "mix_cores"]
 
 # Cores, expert factor, basis: of a whole set (k, p, r, r), (t, p), (d, r), or of one group with a core (p, r, r).
 Parts: TypeAlias = tuple[Array, Array, Array]
@@ -95,7 +103,7 @@ def _norm(core: Array, expert_factor: Array, basis: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TuckerExperts:
+class TuckerExperts(Generic[ArrayT]):
     r"""k groups of t experts, :math:`\mathcal{T}_i = \mathcal{G}_i \times_0 C \times_1 U \times_2 U`.
 
     Expert j of group i is the matrix :math:`\mathcal{T}_i[j] = U \left(\sum_q C_{jq}\, \mathcal{G}_i[q]\right) U^\top`.
@@ -129,9 +137,9 @@ class TuckerExperts:
     ((5, 6, 6), 130)
     """
 
-    cores: Array
-    expert_factor: Array
-    basis: Array
+    cores: ArrayT
+    expert_factor: ArrayT
+    basis: ArrayT
 
     def __post_init__(self) -> None:
         self._check(where=type(self).__name__)
@@ -154,8 +162,27 @@ class TuckerExperts:
         floating_backend(where=where, **{name: array for name, (array, _) in described.items()})
         check_shapes(where=where, **described)
 
+    # Arrays of NumPy may have types that count their axes, which the parts do not share.
+    @overload
     @classmethod
-    def from_spec(cls, spec: TuckerSpec, in_features: int, *, seed: int, like: Array | None = None) -> TuckerExperts:
+    def from_spec(
+        cls, spec: TuckerSpec, in_features: int, *, seed: int, like: None = None
+    ) -> TuckerExperts[np.ndarray[Any, np.dtype[np.float64]]]: ...
+
+    @overload
+    @classmethod
+    def from_spec(
+        cls, spec: TuckerSpec, in_features: int, *, seed: int, like: np.ndarray[Any, NumbersT]
+    ) -> TuckerExperts[np.ndarray[Any, NumbersT]]: ...
+
+    @overload
+    @classmethod
+    def from_spec(cls, spec: TuckerSpec, in_features: int, *, seed: int, like: ArrayT) -> TuckerExperts[ArrayT]: ...
+
+    @classmethod
+    def from_spec(
+        cls, spec: TuckerSpec, in_features: int, *, seed: int, like: Array | None = None
+    ) -> TuckerExperts[Any]:
         """Draw random experts of the sizes of a specification.
 
         The basis has orthonormal columns. The entries of expert factor and cores are normal with the variances 1/p and
@@ -219,7 +246,7 @@ class TuckerExperts:
         """Numbers held: t·p + k·p·r² + d·r."""
         return sum(math.prod(array.shape) for array in (self.cores, self.expert_factor, self.basis))
 
-    def to_tensor(self, group: int) -> Array:
+    def to_tensor(self, group: int) -> ArrayT:
         """Form all experts of one group.
 
         Parameters
@@ -251,7 +278,7 @@ class TuckerExperts:
         group = check_mode("group", group, self.groups, where="TuckerExperts.to_tensor")
         return form_group(self.cores[group], self.expert_factor, self.basis)
 
-    def expert(self, group: int, index: int) -> Array:
+    def expert(self, group: int, index: int) -> ArrayT:
         """Form one expert.
 
         Parameters
@@ -284,7 +311,7 @@ class TuckerExperts:
         expert = handle.matmul(handle.matmul(self.basis, core), handle.transpose(self.basis))
         return cast(expert, self.basis.dtype)  # a matmul of NumPy's own returns bfloat16 as float32
 
-    def mix(self, gates: Array) -> Array:
+    def mix(self, gates: Array) -> ArrayT:
         r"""Mix the cores of all experts: :math:`\bar G = \sum_{ijq} \gamma_{ij} C_{jq} \mathcal{G}_i[q]`.
 
         Parameters
@@ -316,7 +343,7 @@ class TuckerExperts:
         self._check(gates=(gates, "... k t"), where="TuckerExperts.mix")
         return mix_cores(self.cores, self.expert_factor, gates)
 
-    def apply(self, x: Array, gates: Array, *, alpha: float | Array = 1.0) -> Array:
+    def apply(self, x: Array, gates: Array, *, alpha: float | Array = 1.0) -> ArrayT:
         r"""Adapt activations: :math:`x' = x + \alpha\, ((x U) \bar G)\, U^\top`, without any d×d matrix.
 
         Parameters
@@ -363,7 +390,7 @@ class TuckerExperts:
             raise ShapeError(expected("gates", rule, f"shape {tuple(gates.shape)}", where=where))
         return adapt(x, (self.cores, self.expert_factor, self.basis), gates, alpha=alpha)
 
-    def norm(self, group: int) -> Array:
+    def norm(self, group: int) -> ArrayT:
         r"""Measure one group: the Frobenius norm :math:`\lVert \mathcal{T}_i \rVert`, without forming it.
 
         Parameters
@@ -392,7 +419,7 @@ class TuckerExperts:
         parts = (widen(part) for part in (self.cores[group], self.expert_factor, self.basis))
         return cast(_norm(*parts), self.cores.dtype)
 
-    def inner(self, other: TuckerExperts, group: int, other_group: int) -> Array:
+    def inner(self, other: TuckerExperts, group: int, other_group: int) -> ArrayT:
         r"""Compare two groups: the inner product :math:`\langle \mathcal{T}_i, \mathcal{T}'_{i'} \rangle`.
 
         Parameters

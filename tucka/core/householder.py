@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
+import numpy as np
+
 from tucka.arrays import Array, backend_of, cast, floating_backend, placement, widen
 from tucka.checks import check_axes
-from tucka.core.experts import TuckerExperts
+from tucka.core.experts import ArrayT, NumbersT, TuckerExperts
 from tucka.errors import ShapeError, expected
 
 __all__ = ["householder_experts", "householder_gamma", "householder_product"]
@@ -116,7 +120,15 @@ def householder_product(vectors: Array) -> Array:
     return cast(product, vectors.dtype)
 
 
-def householder_experts(vectors: Array) -> TuckerExperts:
+@overload
+def householder_experts(vectors: np.ndarray[Any, NumbersT]) -> TuckerExperts[np.ndarray[Any, NumbersT]]: ...
+
+
+@overload
+def householder_experts(vectors: ArrayT) -> TuckerExperts[ArrayT]: ...
+
+
+def householder_experts(vectors: Array) -> TuckerExperts[Any]:
     r"""Write a product of reflections as Tucker experts with one group of one expert.
 
     With gates [[1]] and α = 1, ``householder_experts(U).apply(x, gates)`` is ``x @ householder_product(U)``.

@@ -4,7 +4,6 @@ import copy
 import pickle
 import threading
 
-import jax
 import numpy as np
 import pytest
 import tensorly
@@ -302,6 +301,7 @@ def test_a_fit_can_be_used_copied_and_stored_like_any_experts():
 
 
 def test_a_copy_that_jax_changes_no_longer_claims_a_residual():
+    jax = pytest.importorskip("jax")
     fit = tucka.fit_experts(jax.numpy.eye(3)[None], rank=2, expert_rank=1)
     doubled = jax.tree_util.tree_map(lambda array: 2 * array, fit)
     assert isinstance(doubled, tucka.FittedExperts)
@@ -320,6 +320,8 @@ def test_a_fit_of_tensors_with_gradients_is_not_connected_to_them():
 
 
 def test_the_callers_choice_of_backend_in_tensorly_is_neither_used_nor_changed():
+    pytest.importorskip("torch")
+    jax = pytest.importorskip("jax")
     stack, elsewhere = np.random.default_rng(0).standard_normal((2, 4, 4)), []
     tensorly.set_backend("pytorch")
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -126,6 +126,10 @@ class HouseholderAdapter(nn.Module):
     >>> torch.allclose(adapter(x), layer(x), atol=1e-5)
     True
     """
+
+    if TYPE_CHECKING:  # calls of a module are Any to type checkers; layers that return something else are rare
+
+        def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def __init__(
         self, base_layer: nn.Module, rank: int, *, in_features: int | None = None, init_weights: bool = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -223,6 +223,10 @@ class TuckerAdapter(nn.Module):
     sample (5, 3, 2) (5, 6, 3)
     token (5, 6, 3, 2) (5, 6, 3)
     """
+
+    if TYPE_CHECKING:  # calls of a module are Any to type checkers; layers that return something else are rare
+
+        def __call__(self, x: Tensor, gates: Tensor, *args: Any, **kwargs: Any) -> Tensor: ...
 
     def __init__(
         self, base_layer: nn.Module, spec: TuckerSpec, *, in_features: int | None = None, init_weights: bool = True

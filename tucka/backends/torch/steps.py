@@ -73,10 +73,7 @@ class Steps:
         self._pointers: list[int] = []
 
     def open(self, size: Hashable) -> None:
-        """Let the layers of a call go on with what they have in common with earlier ones.
-
-        `size` tells apart calls whose layers get other gates, or other rows of them.
-        """
+        """Let a call's layers go on with what earlier calls of its size, and so of its gates and rows, have left."""
         if torch.is_grad_enabled() or is_any_autocast_on():
             self.now = None
             return

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
 from tucka.arrays import Array, Values, array_like, finite_values, floating_backend, host_values
 from tucka.checks import check_axes, check_count, check_size
-from tucka.core.experts import TuckerExperts
+from tucka.core.experts import ArrayT, NumbersT, TuckerExperts
 from tucka.core.fitting.symmetric_tucker import Nearest, nearest
 from tucka.errors import ArrayError, ConfigError, ShapeError, expected
 
@@ -20,7 +21,7 @@ __all__ = ["FittedExperts", "compress", "fit_experts"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class FittedExperts(TuckerExperts):
+class FittedExperts(TuckerExperts[ArrayT]):
     """Tucker experts that approximate something, and how well.
 
     Parameters
@@ -56,7 +57,18 @@ class FittedExperts(TuckerExperts):
         return f"{super().__repr__()[:-1]}, relative_residual={self.relative_residual:.3g})"
 
 
-def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts:
+# Arrays of NumPy may have types that count their axes, which the parts do not share.
+@overload
+def fit_experts(
+    stack: np.ndarray[Any, NumbersT], *, rank: int, expert_rank: int
+) -> FittedExperts[np.ndarray[Any, NumbersT]]: ...
+
+
+@overload
+def fit_experts(stack: ArrayT, *, rank: int, expert_rank: int) -> FittedExperts[ArrayT]: ...
+
+
+def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts[Any]:
     r"""Find the Tucker experts nearest to given matrices, in the Frobenius norm.
 
     Parameters
@@ -119,7 +131,7 @@ def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts:
     return _fitted(nearest(unit, rank, expert_rank, precision=_precision(stack)), None, scale, stack, where)
 
 
-def compress(experts: TuckerExperts, *, rank: int, expert_rank: int) -> FittedExperts:
+def compress(experts: TuckerExperts[ArrayT], *, rank: int, expert_rank: int) -> FittedExperts[ArrayT]:
     r"""Find the nearest Tucker experts of smaller ranks, without forming a d×d matrix.
 
     With :math:`U = Q R` and :math:`C = Q' R'`, orthonormal Q and Q' change no distance. So what is fitted is the small
@@ -202,7 +214,7 @@ def _fitted(
     scale: float,
     like: Array,
     where: str,
-) -> FittedExperts:
+) -> FittedExperts[Any]:
     """Carry what was found back to the coordinates, the size and the backend of the input."""
     factor, basis = (
         (found.factor, found.basis) if frames is None else (frames[0] @ found.factor, frames[1] @ found.basis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -69,6 +69,10 @@ class Router(nn.Module):
     center: Tensor
     is_initialized: Tensor
     choice_bias: Tensor | None
+
+    if TYPE_CHECKING:  # calls of a module are Any to type checkers
+
+        def __call__(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor: ...
 
     def __init__(self, spec: TuckerSpec, in_features: int, *, seed: int = 0, count_padding: bool = False) -> None:
         super().__init__()
