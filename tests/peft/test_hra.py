@@ -333,3 +333,28 @@ def test_no_square_matrix_is_ever_formed():
     # The layer, two thin products on activations, UᵀU and UΓ.
     assert measured.forward == rows * width * out + 2 * rows * width * rank + 2 * width * rank**2
     assert measured.kept_bytes < 4 * width * width
+
+
+@pytest.mark.parametrize("write", ["in place", "past the counter", "replaced", "option"])
+@torch.no_grad()
+def test_factors_are_made_anew_when_the_vectors_change(write):
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(12, 6)), HRAConfig(r=4, target_modules=["0"], init_weights=False))
+    accelerate_hra(model)
+    x = torch.randn(3, 12)
+    before = model(x)
+    assert torch.equal(model(x), before)
+    layer = model.base_model.model[0]
+    vectors = layer.hra_u["default"]
+    if write == "in place":
+        vectors[:, 0] += 1
+    elif write == "past the counter":
+        vectors.data[:, 0] += 1
+    elif write == "replaced":
+        layer.hra_u["default"] = nn.Parameter(vectors.flip(1))
+    else:
+        layer.hra_apply_GS["default"] = True
+    after = model(x)
+    assert not torch.allclose(after, before)
+    restore_hra(model)
+    torch.testing.assert_close(after, model(x), rtol=1e-4, atol=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.adapting import visible
+from support.adapting import config_for, visible
 from support.tiny_models import text
 from tucka.backends.torch.routing.generation import Generation
 from tucka.backends.torch.steps import Steps
@@ -136,6 +136,24 @@ def test_what_changes_between_two_tokens_counts_from_the_next_on(routing, change
     undisturbed = scores(model_of(routing))
     assert torch.equal(shared[:4], undisturbed[:4])
     assert not torch.equal(shared[4], undisturbed[4])
+
+
+def test_another_adapter_becomes_active_between_two_tokens(alone):
+    def run(*, is_switched=True):
+        model = model_of("sample")
+        torch.manual_seed(1)
+        model.add_adapter("other", config_for("llama", routing="sample", init_weights=False, affinity="dot"))
+        model.set_adapter("default")
+        length = text(batch=2)["input_ids"].shape[1]
+        act = lambda now: model.base_model.set_adapter("other") if is_switched and now == length + 2 else None  # noqa: E731
+        # Without a cache: the other adapter has its own route of the whole text.
+        return scores(model, between=act, use_cache=False)
+
+    shared = run()
+    assert torch.equal(shared, alone(run))
+    undisturbed = run(is_switched=False)
+    assert torch.equal(shared[:3], undisturbed[:3])
+    assert not torch.equal(shared[3], undisturbed[3])
 
 
 def test_a_route_that_is_unpinned_between_two_tokens(alone):

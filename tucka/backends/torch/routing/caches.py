@@ -89,7 +89,7 @@ def cached_length(cache: Any) -> int:
 
 def check_empty(cache: Any, message: str) -> bool:
     """Let a compiled call fail, once it runs, if a cache that counts its tokens in a tensor holds any."""
-    length = cache.get_seq_length() if torch.compiler.is_compiling() else None
+    length = cache.get_seq_length() if torch.compiler.is_compiling() and cache is not None else None
     if not isinstance(length, Tensor):
         return False
     assert_later(length == 0, message)

@@ -24,6 +24,9 @@ _OF_OTHERS = ("encoder_attention_mask", "encoder_hidden_states_mask")
 _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
 
 
+# What models are called with to go on from earlier tokens, where it is no cache that tells its length.
+_STATES = ("state", "mems", "cache_params", "past_key_values", "past", "cache")
+
 # Models that generate music, whose inputs have a row for each codebook of a sample.
 _OF_MUSIC = tuple(
     f"{name}{part}" for name in ("Musicgen", "MusicgenMelody") for part in ("Decoder", "Model", "ForCausalLM")
@@ -45,6 +48,7 @@ class Inputs:
     others: Mapping[str, Any] = field(default_factory=dict)  # all arguments by their names
     labels: Tensor | None = None
     cache: Any = None
+    has_states: bool = False  # whether it goes on from states of which no length is known
     main: Tensor | None = None
     device: torch.device | None = None
 
@@ -83,6 +87,7 @@ def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     found.mask_of_others = next((named[key] for key in _OF_OTHERS if isinstance(named.get(key), Tensor)), None)
     found.labels = named.get("labels")
     found.cache = next(caches_in(named), None)
+    found.has_states = found.cache is None and any(_holds_tensors(named.get(name)) for name in _STATES)
     positions = named.get("position_ids")
     if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
         positions = positions[0]  # of text, before those of time, height and width
@@ -168,9 +173,31 @@ def _mask_in(named: Mapping[str, Any]) -> Any:
 
 
 def caches_in(values: Any) -> Iterator[Any]:
-    """Find caches by what they are, under whatever name a version of transformers passes them."""
-    if isinstance(values, Mapping):
-        values = values.values()
-    for value in values if isinstance(values, (tuple, list)) or not isinstance(values, Tensor) else ():
+    """Find caches by what they are, under whatever name a version of transformers passes them, or in what container."""
+    inside = []
+    for value in _entries(values):
         if hasattr(value, "get_seq_length") and not isinstance(value, nn.Module):
             yield value
+        elif isinstance(value, (Mapping, tuple, list)):
+            inside.append(value)
+    for container in inside:
+        for value in _entries(container):
+            if hasattr(value, "get_seq_length") and not isinstance(value, nn.Module):
+                yield value
+
+
+def _entries(values: Any) -> Iterable[Any]:
+    if isinstance(values, Mapping):
+        return values.values()
+    return () if isinstance(values, Tensor) else cast(Iterable[Any], values)
+
+
+def _holds_tensors(states: Any) -> bool:
+    """Tell whether states hold anything: a list of tensors or of others, or an object with tensors in it."""
+    if states is None or isinstance(states, (bool, int, str)):
+        return False
+    if isinstance(states, Tensor):
+        return True
+    values = vars(states) if hasattr(states, "__dict__") and not isinstance(states, (Mapping, tuple, list)) else states
+    inner = values.values() if isinstance(values, Mapping) else values if isinstance(values, (tuple, list)) else ()
+    return any(_holds_tensors(value) for value in inner)

@@ -60,6 +60,8 @@ class Memory:
         """Look for the route of a generation, of a cache or of an encoder's output that a call continues."""
         generation = forward.generation
         hidden = _encoder_output(forward.kwargs)
+        if hidden is None and not torch.compiler.is_compiling():
+            hidden = self._noted(forward)
         if hidden is not None:  # before what is held: a generation may encode one window after the other
             routes = getattr(hidden, "_tucka_routes", {}).get(self.scope.key)
             if routes is None and generation is not None:
@@ -76,6 +78,7 @@ class Memory:
             return
         cache = forward.inputs.cache
         if cache is None:
+            forward.past = -1 if forward.inputs.has_states else 0
             return
         forward.past = cached_length(cache)
         found = None if forward.past == 0 else routes_of(cache, self.scope.key)
@@ -83,6 +86,17 @@ class Memory:
             routes = {name: Route(gates) for name, gates in found.routes.items() if name not in forward.known}
             forward.known.update(routes)
             forward.earlier = found.tokens
+
+    def _noted(self, forward: Forward) -> Tensor | None:
+        """Find an output of the model's encoder by the routes that it carries, under whatever name it is passed."""
+        main = forward.inputs.main
+        for value in forward.kwargs.values():
+            if isinstance(value, (Tensor, tuple, list, dict)):
+                for tensor in _tensors_in(value):
+                    routes = getattr(tensor, "_tucka_routes", None)
+                    if routes and self.scope.key in routes and tensor is not main and self._has_role("decoder"):
+                        return tensor
+        return None
 
     def go_on(self, forward: Forward) -> None:
         """Find the routes of the features that a method of the model goes on with."""
