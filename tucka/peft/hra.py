@@ -87,7 +87,9 @@ def _orthonormal(vectors: Tensor, rank: int) -> Tensor:
 
 def _multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Return ``rows (I + left rightᵀ)``."""
-    return torch.addmm(rows, into(rows, left.t()), right.t())
+    # Torch differentiates the plain product faster.
+    inner = rows @ left if torch.is_grad_enabled() else into(rows, left.t())
+    return torch.addmm(rows, inner, right.t())
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Factors]) -> Tensor:
