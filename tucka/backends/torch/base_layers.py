@@ -113,11 +113,13 @@ def width_of(layer: nn.Module, where: str, in_features: int | None = None) -> in
             rule = "a convolution with groups=1, since the adapter mixes all channels"
             raise ConfigError(expected("base_layer", rule, f"groups={layer.groups}", where=where))
         return int(layer.in_channels)
-    told = getattr(layer, "in_features", None)
-    if in_features is not None and isinstance(told, int) and told != in_features:
-        rule, cure = f"{told}, the width that the layer tells", "Leave it out"
-        raise ConfigError(expected("in_features", rule, in_features, where=where, cure=cure))
-    width = told if in_features is None else in_features
+    width = getattr(layer, "in_features", None) if in_features is None else in_features
+    if in_features is not None and type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
+        # What layers of other classes tell may count packed numbers.
+        told = whole_shape(layer.weight)[1]
+        if check_count("in_features", in_features, where=where) != told:
+            rule, cure = f"{told}, the width of the layer's weight", "Leave it out"
+            raise ConfigError(expected("in_features", rule, in_features, where=where, cure=cure))
     if width is None and is_experts(layer):
         width = whole_shape(layer_weight(layer))[input_axis(layer)]
     if width is None and type(layer).__name__ == "Conv1D":  # Hugging Face's: weight (in, out)

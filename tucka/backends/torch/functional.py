@@ -47,6 +47,7 @@ def tucker_adapt(x: Tensor, basis: Tensor, mixed_core: Tensor, *, alpha: float |
 
     Examples
     --------
+    >>> import torch
     >>> tucker_adapt(torch.ones(2, 5, 4), torch.eye(4)[:, :1], torch.tensor([[2.0]]))[0, 0]
     tensor([3., 1., 1., 1.])
     """
@@ -99,6 +100,7 @@ def tucker_adapt_gated(
 
     Examples
     --------
+    >>> import torch
     >>> cores, factor, gates = torch.zeros(2, 1, 3, 3), torch.ones(2, 1), torch.ones(5, 2, 2)
     >>> torch.equal(tucker_adapt_gated(torch.ones(5, 4), torch.eye(4)[:, :3], cores, factor, gates), torch.ones(5, 4))
     True
@@ -142,6 +144,7 @@ def mix_cores(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> mix_cores(torch.ones(2, 1, 3, 3), torch.ones(4, 1), torch.ones(5, 2, 4)).shape
     torch.Size([5, 3, 3])
     """

@@ -132,8 +132,8 @@ def initialize_router(
     >>> batch = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     >>> initialize_router(model, [batch], progress=False)
     >>> y = model(batch)
-    >>> expert_load(model)  # both groups are used
-    tensor([3, 5])
+    >>> bool((expert_load(model) > 0).all())  # both groups are used
+    True
     """
     name, routers = _routed(model, adapter_name)
     check_count("max_batches", max_batches, where="initialize_router")

@@ -87,7 +87,10 @@ def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     found.mask_of_others = next((named[key] for key in _OF_OTHERS if isinstance(named.get(key), Tensor)), None)
     found.labels = named.get("labels")
     found.cache = next(caches_in(named), None)
-    found.has_states = found.cache is None and any(_holds_tensors(named.get(name)) for name in _STATES)
+    if found.cache is None:
+        for name in _STATES:
+            if named.get(name) is not None and _holds_tensors(named[name]):
+                found.has_states = True
     positions = named.get("position_ids")
     if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
         positions = positions[0]  # of text, before those of time, height and width
@@ -174,22 +177,20 @@ def _mask_in(named: Mapping[str, Any]) -> Any:
 
 def caches_in(values: Any) -> Iterator[Any]:
     """Find caches by what they are, under whatever name a version of transformers passes them, or in what container."""
+    if isinstance(values, Mapping):
+        values = values.values()
     inside = []
-    for value in _entries(values):
-        if hasattr(value, "get_seq_length") and not isinstance(value, nn.Module):
+    for value in () if isinstance(values, Tensor) else values:
+        if value is None or isinstance(value, (Tensor, nn.Module)):
+            continue
+        if hasattr(value, "get_seq_length"):
             yield value
         elif isinstance(value, (Mapping, tuple, list)):
             inside.append(value)
     for container in inside:
-        for value in _entries(container):
+        for value in container.values() if isinstance(container, Mapping) else container:
             if hasattr(value, "get_seq_length") and not isinstance(value, nn.Module):
                 yield value
-
-
-def _entries(values: Any) -> Iterable[Any]:
-    if isinstance(values, Mapping):
-        return values.values()
-    return () if isinstance(values, Tensor) else cast(Iterable[Any], values)
 
 
 def _holds_tensors(states: Any) -> bool:

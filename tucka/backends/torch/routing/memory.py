@@ -60,7 +60,7 @@ class Memory:
         """Look for the route of a generation, of a cache or of an encoder's output that a call continues."""
         generation = forward.generation
         hidden = _encoder_output(forward.kwargs)
-        if hidden is None and not torch.compiler.is_compiling():
+        if hidden is None and self.scope.has_decoder and not torch.compiler.is_compiling():
             hidden = self._noted(forward)
         if hidden is not None:  # before what is held: a generation may encode one window after the other
             routes = getattr(hidden, "_tucka_routes", {}).get(self.scope.key)
@@ -94,7 +94,7 @@ class Memory:
             if isinstance(value, (Tensor, tuple, list, dict)):
                 for tensor in _tensors_in(value):
                     routes = getattr(tensor, "_tucka_routes", None)
-                    if routes and self.scope.key in routes and tensor is not main and self._has_role("decoder"):
+                    if routes and self.scope.key in routes and tensor is not main:
                         return tensor
         return None
 

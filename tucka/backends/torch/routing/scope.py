@@ -70,6 +70,7 @@ class RoutingScope:
         self._root: nn.Module | None = None
         self._places: dict[int, str] = {}  # by layer: where it was when the model was attached
         self.sees_again = False  # whether any layer sees cached tokens again
+        self.has_decoder = False  # whether any sees what an encoder has made
         self._called: list[nn.Module] = []
         self._handles: list[Any] = []
 
@@ -137,6 +138,7 @@ class RoutingScope:
         layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
         self._places = {id(layer): path for path, layer in layers.items()}
         self.sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
+        self.has_decoder = any(layer.tucka_role == "decoder" for layer in layers.values())
         for module, part in list(Anatomy(root).calls({layer.tucka_part for layer in layers.values()})):
             Call.put_on(module, self, part)
             Method.put_on(module)
