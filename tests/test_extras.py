@@ -29,7 +29,12 @@ except ImportError as error:
     print(type(error).__name__, error, sep=": ")
 """
 IMPORTS = {"torch": "tucka.backends.torch", "peft": "tucka.peft", "plots": "tucka.plots", "cli": "tucka.cli"}
-CASES = [(extra, package) for extra in IMPORTS for package in PACKAGES[extra]]
+# The first of each extra in every run: each takes seconds, since a process of its own imports everything.
+CASES = [
+    pytest.param(extra, package, marks=[pytest.mark.slow] if place else [])
+    for extra in IMPORTS
+    for place, package in enumerate(PACKAGES[extra])
+]
 
 
 @pytest.mark.parametrize(("extra", "package"), CASES, ids=lambda part: part)

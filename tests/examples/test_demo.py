@@ -102,6 +102,7 @@ def test_a_collator_pads_with_its_token_and_masks_the_padding(items):
     assert batch["labels"].tolist() == [item["labels"] for item in items[:8]]
 
 
+@pytest.mark.slow
 def test_training_again_with_the_same_seed_gives_the_same_weights(items):
     heads = []
     for _ in range(2):
@@ -197,6 +198,7 @@ def test_the_results_have_the_form_of_the_committed_ones(tiny_demo, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_the_methods_see_the_same_batches(monkeypatch):
     seen: dict[str, list] = {}
     call = Collator.__call__
