@@ -5,8 +5,6 @@ python -m benchmarks.decoding_report benchmarks/results/decoding-smollm2-135m-cp
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 from benchmarks.adapted_models import METHODS
 from benchmarks.provenance import short
 from benchmarks.regimes import NEW, PROMPT, REGIMES
-from benchmarks.turns import CLOCKS, OVER, warning
+from benchmarks.turns import CLOCKS, OVER, warning, write_again, write_beside
 
 BASE, PEER, OURS = "frozen", "PEFT LoRA", "tucka"
 SLOW, FAST = "PEFT HRA", "PEFT HRA, accelerated"
@@ -168,18 +166,8 @@ def text(report: dict[str, Any]) -> str:
 
 def write(path: Path) -> None:
     """Write tables and figure beside a result file."""
-    report = json.loads(path.read_text("utf-8"))
-    path.with_suffix(".md").write_text(text(report), "utf-8")
-    figure(report, path.with_suffix(".svg"))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+")
-    for path in parser.parse_args().results:
-        write(path)
-        print(path.with_suffix(".md").read_text("utf-8"))
+    write_beside(path, text, figure)
 
 
 if __name__ == "__main__":
-    main()
+    write_again((__doc__ or "").splitlines()[0], write)

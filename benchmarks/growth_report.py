@@ -5,8 +5,6 @@ python -m benchmarks.growth_report benchmarks/results/growth-cpu.json
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from benchmarks.provenance import short
-from benchmarks.turns import CLOCKS, OVER, warning
+from benchmarks.turns import CLOCKS, OVER, warning, write_again, write_beside
 from tucka import count_flops, count_parameters
 
 AXES: dict[str, tuple[int, ...]] = {
@@ -165,18 +163,8 @@ def figure(report: dict[str, Any], path: Path) -> None:
 
 def write(path: Path) -> None:
     """Write tables and figure beside a result file."""
-    report = json.loads(path.read_text("utf-8"))
-    path.with_suffix(".md").write_text(text(report), "utf-8")
-    figure(report, path.with_suffix(".svg"))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("results", type=Path, nargs="+")
-    for path in parser.parse_args().results:
-        write(path)
-        print(path.with_suffix(".md").read_text("utf-8"))
+    write_beside(path, text, figure)
 
 
 if __name__ == "__main__":
-    main()
+    write_again((__doc__ or "").splitlines()[0], write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["CLOCKS", "OVER", "Turns", "Work", "warning", "write_report"]
+__all__ = ["CLOCKS", "OVER", "Turns", "Work", "warning", "write_again", "write_beside", "write_report"]
 
 LEAST = 3  # rounds of a method that takes long
 ENOUGH = 8  # rounds whose medians can be cited
@@ -164,6 +165,22 @@ def warning(report: dict[str, Any]) -> str:
     """Warn of a short run, before its tables; empty for one that is long enough."""
     rounds = report["repeats"]
     return f"**A run of {rounds} rounds, to see that it works: its times say little.**\n\n" if rounds < ENOUGH else ""
+
+
+def write_beside(path: Path, text: Callable[[Any], str], figure: Callable[[Any, Path], None]) -> None:
+    """Write the tables and the figure of a result file beside it."""
+    report = json.loads(path.read_text("utf-8"))
+    path.with_suffix(".md").write_text(text(report), "utf-8")
+    figure(report, path.with_suffix(".svg"))
+
+
+def write_again(about: str, write: Callable[[Path], None]) -> None:
+    """Run as a program: write the tables and figures of the result files that are named, and print the tables."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("results", type=Path, nargs="+")
+    for path in parser.parse_args().results:
+        write(path)
+        print(path.with_suffix(".md").read_text("utf-8"))
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:

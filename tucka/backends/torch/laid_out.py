@@ -69,7 +69,7 @@ class LaidOut:
         own = torch.mm(cast(gates.reshape(inner.shape[0], -1), self.dtype), self._experts)
         if inner.shape[0] == 1:
             return torch.mm(inner, own.view(rank, rank))
-        return torch.bmm(inner[:, None, :], own.view(-1, rank, rank)).squeeze(1)
+        return times_core(inner, own.view(-1, rank, rank))
 
     def mixed(self, gates: Tensor) -> Tensor:
         """Mix the cores, (..., r, r), unless the last call had the same gates."""

@@ -48,8 +48,7 @@ class Step:
         if core is not None:
             inner = torch.mm(inner, core) if core.ndim == 2 else times_core(inner, core)
         else:
-            own = self._gates if gates is None else gates
-            inner = inner if own is None else self._laid.times_own(inner, own)
+            inner = self._laid.times_own(inner, self._gates if gates is None else gates)  # type: ignore[arg-type]
         return torch.addmm(rows, inner, self._turned).view(self.shape)
 
 

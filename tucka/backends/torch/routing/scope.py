@@ -205,20 +205,16 @@ class RoutingScope:
     def fit(self, adapter: str, layer: Any, x: Tensor) -> Fit:
         """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""
         fixed = self.pinned.get(adapter)
-        if fixed is None and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            stack = self.forwards.state.open
-            forward = stack[-1] if stack else None
-            if forward is not None and forward.part.name == layer.tucka_part and not forward.grad:
-                found = forward.fits.get((adapter, layer.tucka_place, x.shape, x.device))
-                if found is not None:
-                    return found
         if fixed is not None:
             known = self._pinned_fits.get(adapter)
             is_same = known is not None and known.gates is fixed and fixed.device == x.device
             if known is not None and is_same and not self.forwards.has_given():
                 return known
             return self._pinned_fit(adapter, layer, fixed, x)
-        forward = self._running(layer)
+        stack = self.forwards.state.open
+        forward = stack[-1] if stack and not torch.is_grad_enabled() else None
+        if forward is None or forward.grad or forward.part.name != layer.tucka_part:
+            forward = self._running(layer)
         if layer.tucka_place is None or torch.compiler.is_compiling():
             return self._fit(adapter, layer, x, forward)
         # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
