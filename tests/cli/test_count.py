@@ -64,7 +64,7 @@ def test_json_holds_the_numbers_of_the_functions(invoke):
 
 def test_only_the_methods_asked_for_are_counted(invoke):
     # 7 is no multiple of a block, which does not matter where no method with blocks is asked for.
-    report = json.loads(invoke("count", "--layers", "7x7", "--methods", "hra, tucka", "--json").out)
+    report = json.loads(invoke("count", "--layers", "7x7", "--r", "4", "--methods", "hra, tucka", "--json").out)
     assert [row["method"] for row in report["methods"]] == ["hra", "tucka"]
 
 

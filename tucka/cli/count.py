@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tucka.checks import check_choice
-from tucka.cli.layer_lists import layers_of_folder, parse_layers
+from tucka.cli.layer_lists import layers_of_model, parse_layers
 from tucka.cli.tables import show_comparison, show_paper
 from tucka.core.counts import compare_methods
 from tucka.errors import ConfigError, expected
@@ -24,7 +23,9 @@ _ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 def count_adapters(
     layers: Annotated[str | None, typer.Option(help="The adapted layers: 768x768*3,768x3072,3072x768.")] = None,
     repeat: Annotated[int, typer.Option(min=1, help="How many times the list of layers is taken.")] = 1,
-    model: Annotated[Path | None, typer.Option(help="Instead: a folder with a Hugging Face config.json.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead: a folder with a model's config.json, or a name on the hub.")
+    ] = None,
     targets: Annotated[
         str | None, typer.Option(help="With --model: last parts of layer names: query,value,dense. Default: all.")
     ] = None,
@@ -64,6 +65,10 @@ def count_adapters(
         "full": {},
     }
     chosen = _chosen(methods, sizes)
+    narrowest = min(width for width, _ in pairs)
+    if "tucka" in chosen and 1 <= narrowest < r:
+        rule = f"at most the smallest input width, {narrowest}, for tucka"
+        raise ConfigError(expected("--r", rule, r, cure="Lower --r, or leave tucka out with --methods lora,dora"))
     # Methods in blocks do not fit every width. A comparison of all methods leaves them out and says so; where the user
     # named such a method, counting it raises.
     left_out = [] if methods else [name for name in chosen if not _blocks_fit(chosen[name], pairs)]
@@ -78,14 +83,14 @@ def count_adapters(
         )
 
 
-def _layers(layers: str | None, repeat: int, model: Path | None, targets: str | None) -> list[tuple[int, int]]:
+def _layers(layers: str | None, repeat: int, model: str | None, targets: str | None) -> list[tuple[int, int]]:
     if model is None:
         if targets is not None:
             raise ConfigError(expected("--targets", "--model beside it", "--layers"))
         return parse_layers(layers or "", repeat=repeat)
     if repeat != 1:
         raise ConfigError(expected("--repeat", "--layers beside it", "--model"))
-    return layers_of_folder(model, _split(targets))
+    return layers_of_model(model, _split(targets))
 
 
 def _chosen(methods: str | None, sizes: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

@@ -12,7 +12,7 @@ from tucka.errors import ConfigError, expected
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["layers_of_folder", "parse_layers"]
+__all__ = ["layers_of_model", "parse_layers"]
 
 _LAYER = re.compile(r"(\d{1,12})\s*[xX×]\s*(\d{1,12})(?:\s*\*\s*(\d{1,12}))?")
 _MOST_LAYERS = 100_000
@@ -32,15 +32,14 @@ def parse_layers(text: str, *, repeat: int = 1) -> list[tuple[int, int]]:
     return [layer for layer, times in counted for _ in range(times)] * repeat
 
 
-def layers_of_folder(folder: Path, targets: Sequence[str] = ()) -> list[tuple[int, int]]:
+def layers_of_model(model: str, targets: Sequence[str] = ()) -> list[tuple[int, int]]:
     """List the widths of a model's linear layers whose names end with one of the targets; without targets, of all."""
-    if not folder.is_dir():
-        raise ConfigError(expected("--model", "a folder", folder))
-    if not (folder / "config.json").is_file():
-        raise ConfigError(expected("--model", "a folder that holds config.json", folder))
-    linears = dict(_linears(_empty_model(folder)))
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(expected("--model", "a folder that holds config.json", model))
+    linears = dict(_linears(_empty_model(model)))
     if not linears:
-        raise ConfigError(expected("--model", "at least one linear layer", f"none in {folder}"))
+        raise ConfigError(expected("--model", "at least one linear layer", f"none in {model}"))
     unused = [target for target in targets if not any(_matches(name, target) for name in linears)]
     if unused:
         known = ", ".join(sorted({name.rpartition(".")[2] for name in linears}))
@@ -53,7 +52,7 @@ def _matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def _empty_model(folder: Path) -> nn.Module:
+def _empty_model(name: str) -> nn.Module:
     """Build the model, without a head for a task, on torch's meta device: that takes neither weights nor memory."""
     try:
         import torch
@@ -61,14 +60,19 @@ def _empty_model(folder: Path) -> nn.Module:
     except ImportError as error:
         cure = "Run: pip install 'tucka[peft]'"
         raise ConfigError(expected("--model", "torch and transformers to be installed", error, cure=cure)) from error
+    is_folder = Path(name).is_dir()
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(name, local_files_only=is_folder, trust_remote_code=False)
         with torch.device("meta"):
             model: nn.Module = AutoModel.from_config(config, trust_remote_code=False)
     except Exception as error:  # transformers raises nearly any kind for a configuration that it does not understand
-        reason = f"{folder} ({type(error).__name__}: {error})"
         rule = "a folder whose config.json transformers can build a model from"
-        raise ConfigError(expected("--model", rule, reason)) from error
+        cure = ""
+        if not is_folder:
+            rule = "a folder, or the name of a model on the hub that can be reached or is in the cache"
+            cure = "Check the name; without a connection, give the folder of a model that you have"
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(expected("--model", rule, f"{name} ({type(error).__name__}: {reason})", cure=cure)) from error
     return model
 
 
