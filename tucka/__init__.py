@@ -3,6 +3,7 @@
 from tucka import backends as backends
 from tucka._version import __version__
 from tucka.core.balance import load_entropy
+from tucka.core.bases import soft_unit_columns
 from tucka.core.centroids import balanced_centroids, data_aware_centroids, kaiming_centroids
 from tucka.core.counts import (
     MethodCounts,
@@ -53,4 +54,5 @@ __all__ = [
     "multi_mode_product",
     "routing_feature",
     "select_gates",
+    "soft_unit_columns",
 ]

@@ -47,6 +47,11 @@ def adapt(x: Array, gates: Array, cores: Array, expert_factor: Array, basis: Arr
     return result
 
 
+def soft_unit_columns(basis: Array) -> Array:
+    """Divide each column u of a basis (d, r) by √(‖u‖² + 1/16)."""
+    return np.stack([column / math.sqrt(sum(number**2 for number in column) + 1 / 16) for column in basis.T], axis=1)
+
+
 def householder_gamma(vectors: Array) -> Array:
     """Compute Γ (r, r) of unit columns (d, r) by the recursion of Eq. (2)."""
     # The lower left block is 0, and not what the paper prints.

@@ -34,7 +34,8 @@ __all__ = [
 Routing = Literal["batch", "sample", "token"]
 #: How a feature is compared with the centroids, see `tucka.affinity_logits`; ``"dot"`` is the paper's.
 Affinity = Literal["dot", "group_norm", "centered", "directional"]
-FactorNorm = Literal["frobenius"]
+#: How a basis is kept from growing, see `tucka.soft_unit_columns`; ``"frobenius"`` is that of the authors' code.
+FactorNorm = Literal["columns", "frobenius"]
 RouterInit = Literal["balanced", "dai", "kaiming"]
 # The affinities that subtract a centre from the features.
 CENTERED = ("centered", "directional")
@@ -96,8 +97,9 @@ class TuckerSpec:
         the paper's ``"dai"`` elsewhere.
     gate_norm : bool
         Whether the gates of the chosen group are made to sum to one (the paper's Eq. 8).
-    factor_norm : {None, "frobenius"}
-        ``"frobenius"`` divides cores, expert factor and basis by their norms, as the authors' code does.
+    factor_norm : {"columns", None, "frobenius"}
+        ``"columns"`` keeps the columns of the basis shorter than one, see `tucka.soft_unit_columns`. ``"frobenius"``
+        divides cores, expert factor and basis by their norms, as the authors' code does. None is the paper's.
 
     Raises
     ------
@@ -129,7 +131,7 @@ class TuckerSpec:
     balance_rate: float = 0.0
     router_init: RouterInit | None = None
     gate_norm: bool = True
-    factor_norm: FactorNorm | None = None
+    factor_norm: FactorNorm | None = "columns"
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -11,8 +11,8 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "experiments"
 KINDS = ("features", "adapter", "words")
-# The default of `TuckAConfig` when the first results were made: their keys are hashes without it.
-_FIRST_ROUTING = "batch"
+# What `TuckAConfig` did by default when the first results were made: their keys are hashes without it.
+_FIRST = {"routing": "batch", "factor_norm": None}
 _KEYS = {"label", "kind", "adapter", "learning_rates", "config", "parts", "start", "evaluations"}
 
 
@@ -35,8 +35,9 @@ class Experiment:
     def key(self) -> str:
         """A short hash of all that changes the outcome of a run, so that an edited file is another experiment."""
         config = dict(self.config)
-        if self.adapter == "TuckAConfig" and config.setdefault("routing", None) == _FIRST_ROUTING:
-            del config["routing"]
+        if self.adapter == "TuckAConfig":
+            config = {"routing": None, "factor_norm": "columns", **config}
+            config = {name: value for name, value in config.items() if name not in _FIRST or value != _FIRST[name]}
         decisive = [self.kind, self.adapter, config, self.parts]
         decisive += [self.start] if self.start else []
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
@@ -56,7 +57,8 @@ def read(path: Path) -> Experiment:
         kind=table.get("kind", "adapter"),
         adapter=table.get("adapter", ""),
         learning_rates=tuple(table.get("learning_rates", (0.0,))),
-        config=table.get("config", {}),
+        # TOML has no null, so the text "none" stands for it.
+        config={name: None if value == "none" else value for name, value in table.get("config", {}).items()},
         parts=table.get("parts", {}),
         start=table.get("start", ""),
         evaluations=table.get("evaluations", 0),

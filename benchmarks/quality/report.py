@@ -58,11 +58,16 @@ class Row:
         return fmean(differences), error
 
 
+def of_experiment(records: Sequence[dict[str, Any]], experiment: Experiment) -> list[dict[str, Any]]:
+    """Return the finished runs of one experiment as its file is now."""
+    return [one for one in records if (one["experiment"], one["key"]) == (experiment.name, experiment.key)]
+
+
 def rows(records: Sequence[dict[str, Any]], experiments: Sequence[Experiment]) -> tuple[list[Row], dict[str, str]]:
     """Gather one task's records by experiment; also say which experiments the task's model does not support."""
     made, refused = [], {}
     for experiment in experiments:
-        own = [one for one in records if (one["experiment"], one["key"]) == (experiment.name, experiment.key)]
+        own = [one for one in of_experiment(records, experiment) if one["learning_rate"] in experiment.learning_rates]
         if unsupported := [one for one in own if "unsupported" in one]:
             refused[experiment.label] = unsupported[0]["unsupported"]
             continue
@@ -142,7 +147,7 @@ def caption(made: Sequence[Row]) -> str:
     records = [one for row in made for one in row.runs]
     sizes, versions = records[0]["sizes"], records[0]["versions"]
     devices = ", ".join(sorted({one["device"] for one in records}))
-    commits = ", ".join(sorted({_short(one["commit"]) for one in records}))
+    commits = ", ".join(sorted({short(one["commit"]) for one in records}))
     tested = len(records[0]["test"]) * sizes["test"]
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
@@ -152,7 +157,8 @@ def caption(made: Sequence[Row]) -> str:
     )
 
 
-def _short(commit: str) -> str:
+def short(commit: str) -> str:
+    """Shorten a commit, and keep what says that files were changed."""
     return commit[:10] + "-dirty" * commit.endswith("-dirty")
 
 

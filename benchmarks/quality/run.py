@@ -2,8 +2,11 @@
 
     python -m benchmarks.quality.run --tasks sentences --seeds 0 1 2 --jobs 2
 
+    python -m benchmarks.quality.run --tasks reviews --experiments lora_r8 tucka_r8 --rates 1e-3 4e-3 --seeds 0 1 2
+
 The first seed tries every learning rate of an experiment; the others run with the one that did best on the validation
-part. A run that is already in the results is not run again, so an interrupted command goes on where it stopped.
+part. With ``--rates``, every seed runs with every one of these. A run that is already in the results is not run again,
+so an interrupted command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -124,15 +127,26 @@ class Plan:
     """Which runs remain, given those that are finished."""
 
     def __init__(
-        self, tasks: Sequence[str], scale: str, experiments: Sequence[Experiment], seeds: Sequence[int]
+        self,
+        tasks: Sequence[str],
+        scale: str,
+        experiments: Sequence[Experiment],
+        seeds: Sequence[int],
+        rates: Sequence[float] = (),
     ) -> None:
         self._cells = [(task, experiment) for task in tasks for experiment in experiments]
         self._scale = scale
         self._seeds = seeds
+        self._rates = rates  # with which every seed runs, instead of the experiment's
 
     def runs(self, records: Sequence[dict[str, Any]]) -> Iterator[Run]:
         """Yield the runs that can start now; the later seeds of an experiment wait for its search."""
         finished = {key_of(record): record for record in records}
+        if self._rates:
+            cells = [(seed, *cell, rate) for seed in self._seeds for cell in self._cells for rate in self._rates]
+            grid = (Run(task, self._scale, experiment, rate, seed) for seed, task, experiment, rate in cells)
+            yield from (run for run in grid if run.key not in finished)
+            return
         for task, experiment in self._cells:
             search = [Run(task, self._scale, experiment, rate, self._seeds[0]) for rate in experiment.learning_rates]
             yield from (run for run in search if run.key not in finished)
@@ -189,6 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--experiments", nargs="+", help="names of files; all of the folder if left out")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the experiments' files are")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rates", nargs="+", type=float, default=[], help="learning rates that every seed runs with")
     parser.add_argument("--full", action="store_true", help="the sizes for a machine with a GPU")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
@@ -197,7 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(chosen.threads))
     plan = Plan(
-        chosen.tasks, "full" if chosen.full else "quick", read_all(chosen.experiments, chosen.folder), chosen.seeds
+        chosen.tasks,
+        "full" if chosen.full else "quick",
+        read_all(chosen.experiments, chosen.folder),
+        chosen.seeds,
+        chosen.rates,
     )
     return execute(plan, chosen.results, jobs=chosen.jobs, threads=chosen.threads)
 

@@ -330,6 +330,7 @@ WRONG_TYPES = {
     ),
     "mix, a list": (lambda: experts().mix([[1.0]]), "gates", "registered | builtins.list"),
     "apply, a number": (lambda: experts().apply(1.0, ones(2, 3)), "x", "registered | builtins.float"),
+    "soft_unit_columns, a list": (lambda: tucka.soft_unit_columns([[1.0]]), "basis", "registered | builtins.list"),
     "householder_gamma, a list": (lambda: tucka.householder_gamma([[1.0]]), "vectors", "registered | builtins.list"),
     "routing_feature, a list": (lambda: tucka.routing_feature([[1.0]]), "hidden", "registered | builtins.list"),
     "routing_feature, a list as a mask": (

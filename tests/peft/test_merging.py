@@ -78,7 +78,8 @@ def test_the_merged_weight_is_the_papers(data):
     model.merge_adapter()
     merged = model.base_model.model[0].base_layer.weight.detach().numpy()
     # (I + αT) W in the paper's layout, row by row of the identity.
-    desired = reference.adapt(np.eye(width), gates, *parts.all, alpha=0.5) @ weight.T
+    used = parts.cores, parts.expert_factor, reference.soft_unit_columns(parts.basis)
+    desired = reference.adapt(np.eye(width), gates, *used, alpha=0.5) @ weight.T
     assert_close(merged.T, desired, eps=2.0**-52, terms=width * r * p * k)
 
 

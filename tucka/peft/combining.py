@@ -77,6 +77,7 @@ def config_of_sum(like: TuckAConfig, ranks: Mapping[str, int]) -> TuckAConfig:
         target_modules=list(ranks),
         pinned_gates=[[1.0]],
         routing="sample",
+        factor_norm=None,
         task_type=like.task_type,
         base_model_name_or_path=like.base_model_name_or_path,
         revision=like.revision,

@@ -86,8 +86,9 @@ class TuckAConfig(PeftConfig):
         `balance_router`; 0 for none.
     gate_norm : bool
         Whether the gates of the chosen group sum to one (Eq. 8).
-    factor_norm : {None, "frobenius"}
-        ``"frobenius"`` divides the factors by their norms, as the authors' code does.
+    factor_norm : {"columns", None, "frobenius"}
+        ``"columns"`` keeps the columns of the basis shorter than one, see `tucka.soft_unit_columns`; None is the
+        paper's. ``"frobenius"`` divides the factors by their norms, as the authors' code does.
     group_names : list of str, optional
         A name for each group, by which `given_route` and `pin_route` know it.
     pinned_gates : array_like, shape (k, t), optional
@@ -162,7 +163,7 @@ class TuckAConfig(PeftConfig):
     )
     gate_norm: bool = field(default=TuckerSpec.gate_norm, metadata={"help": "Whether a group's gates sum to one."})
     factor_norm: FactorNorm | None = field(
-        default=TuckerSpec.factor_norm, metadata={"help": "'frobenius' for the authors' variant."}
+        default=TuckerSpec.factor_norm, metadata={"help": "'columns', None or 'frobenius'."}
     )
     group_names: list[str] | None = field(default=None, metadata={"help": "Names of the groups."})
     pinned_gates: list[list[float]] | None = field(default=None, metadata={"help": "A fixed route (k, t)."})
@@ -255,10 +256,10 @@ class TuckAConfig(PeftConfig):
         Examples
         --------
         >>> config = TuckAConfig.paper(r=2, k=4, target_modules=["query", "value"])
-        >>> config.routing, config.affinity, config.router_init, config.t, config.p
-        ('batch', 'dot', 'dai', 2, 2)
+        >>> config.routing, config.affinity, config.router_init, config.factor_norm, config.t, config.p
+        ('batch', 'dot', 'dai', None, 2, 2)
         """
-        setting = {"routing": "batch", "affinity": "dot", "router_init": "dai", "t": 2, "p": 2}
+        setting = {"routing": "batch", "affinity": "dot", "router_init": "dai", "factor_norm": None, "t": 2, "p": 2}
         return cls(**{"r": r, "k": k, **setting, **options})
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:

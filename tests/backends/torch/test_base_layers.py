@@ -226,7 +226,7 @@ def test_weights_that_say_nothing_count_as_typical(weight):
     parts = TuckerAdapter(layer, TuckerSpec(rank=4, groups=1)).parts
     assert parts.cores.abs().amax().item() * parts.expert_factor.abs().amax().item() > 0
     inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)
-    torch.testing.assert_close(inner.amax(), torch.tensor(24.0 / 2.0 / 4**0.5))
+    torch.testing.assert_close(inner.amax(), torch.tensor(3.2 / 2.0 / 4**0.5))
 
 
 # Which layout in memory.

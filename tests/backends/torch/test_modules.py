@@ -133,7 +133,7 @@ class Hidden(nn.Module):
 
 
 def adapted_by_hand(adapter, x, gates):
-    basis, cores, factor = adapter.parts.basis, adapter.parts.cores, adapter.parts.expert_factor
+    cores, factor, basis = adapter.parts.factors()
     return tucker_adapt_gated(x, basis, cores, factor, gates, alpha=adapter.spec.alpha)
 
 
@@ -221,20 +221,51 @@ def started(rank, k, t, p, **options):
     return ExpertParts(spec, 9, **options).double()
 
 
+@pytest.mark.parametrize(("norm", "length", "lead"), [("columns", 0.5, 1.6), (None, 1.0, 12.0)])
 @given(seed=st.integers(0, 99), **SIZES)
-def test_every_expert_is_zero_and_all_lead_alike_to_the_zero_half(seed, rank, k, t, p):
+def test_every_expert_is_zero_and_all_lead_alike_to_the_zero_half(norm, length, lead, seed, rank, k, t, p):
     torch.manual_seed(seed)
-    parts = started(rank, k, t, p)
+    spec = TuckerSpec(rank=rank, groups=k, experts_per_group=t, expert_rank=p, factor_norm=norm)
+    parts = ExpertParts(spec, 9).double()
     cores, factor, basis = as_arrays(*parts.factors())
     assert not any(reference.expert(cores, factor, basis, i, j).any() for i in range(k) for j in range(t))
     read = -(-rank // 2)
     gram = parts.basis[:, :read].T @ parts.basis[:, :read]
-    torch.testing.assert_close(gram, torch.eye(read).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(gram, length**2 * torch.eye(read).double(), atol=1e-5, rtol=0)
     assert not parts.basis[:, read:].any()
     inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)
     wanted = torch.zeros(rank, rank, dtype=torch.float64)
-    wanted[range(rank // 2), range(read, rank)] = 12.0 / rank**0.5  # 24, and 2 for a weight that cannot be read
+    wanted[range(rank // 2), range(read, rank)] = lead / rank**0.5  # half of it, for a weight that cannot be read
     torch.testing.assert_close(inner, wanted.expand_as(inner), atol=1e-5, rtol=0)
+
+
+@given(seed=st.integers(0, 99), length=st.sampled_from([0.0, 0.3, 40.0]), **SIZES)
+def test_factors_make_the_experts_of_a_basis_with_soft_unit_columns(seed, length, rank, k, t, p):
+    torch.manual_seed(seed)
+    parts = ExpertParts(TuckerSpec(rank=rank, groups=k, experts_per_group=t, expert_rank=p), 9, init_weights=False)
+    parts.double().basis.data *= length
+    made = as_arrays(*parts.factors())
+    cores, factor, basis = as_arrays(parts.cores, parts.expert_factor, parts.basis)
+    basis = reference.soft_unit_columns(basis)
+    for i in range(k):
+        for j in range(t):
+            wanted = reference.expert(cores, factor, basis, i, j)
+            np.testing.assert_allclose(reference.expert(*made, i, j), wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 40])  # fewer numbers in the cores than in the basis, and more
+def test_factors_have_the_gradients_of_soft_unit_columns(groups):
+    torch.manual_seed(0)
+    spec = TuckerSpec(rank=3, groups=groups, experts_per_group=2, expert_rank=2)
+    parts = ExpertParts(spec, WIDTH, init_weights=False).double()
+    x, gates = torch.randn(5, WIDTH).double(), torch.rand(groups, 2).double()
+
+    def update(cores, factor, basis):
+        return torch.func.functional_call(
+            parts, {"cores": cores, "expert_factor": factor, "basis": basis}, (x, x, gates)
+        )
+
+    assert torch.autograd.gradcheck(update, tuple(parts.parameters()))
 
 
 @given(seed=st.integers(0, 99), **SIZES)

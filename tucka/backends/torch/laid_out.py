@@ -11,6 +11,9 @@ from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
 
 __all__ = ["LaidOut"]
 
+# Up to this rank, the product of basis and core costs no more than the call that it saves in a layer of common width.
+_FOLDED = 32
+
 
 class LaidOut:
     """The factors of one layer for inputs of one dtype, and the last mixed core."""
@@ -21,6 +24,7 @@ class LaidOut:
         "_expert_factor",
         "_experts",
         "_last",
+        "_reading",
         "_turned",
         "alpha",
         "count",
@@ -36,6 +40,7 @@ class LaidOut:
         self._turned: Tensor | None = None
         self._experts: Tensor | None = None  # the core of each expert, (k·t, r²)
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
+        self._reading: tuple[Tensor, Tensor] | None = None  # a mixed core, and the basis times it
         self.count = -1  # of the token that it was last used for, in a generation
         self.is_used_again = False
 
@@ -50,10 +55,14 @@ class LaidOut:
     def add_update(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
         rows = rows_of(x, self.dtype)
-        laid = self.turned(rows.shape[0])
-        inner = into(rows, laid)
-        is_own = gates.ndim - 2 == x.ndim - 1 > 0
-        inner = self.times_own(inner, gates) if is_own else times_core(inner, self.mixed(gates))
+        count = rows.shape[0]
+        laid = self.turned(count)
+        if gates.ndim - 2 == x.ndim - 1 > 0:
+            inner = self.times_own(into(rows, laid), gates)
+        else:
+            core = self.mixed(gates)
+            reading = self.reading(core, count)
+            inner = times_core(into(rows, laid), core) if reading is None else into(rows, reading)
         rows = rows if base is x else rows_of(base, self.dtype)
         return torch.addmm(rows, inner, laid).view(base.shape)
 
@@ -70,6 +79,15 @@ class LaidOut:
         if inner.shape[0] == 1:
             return torch.mm(inner, own.view(rank, rank))
         return times_core(inner, own.view(-1, rank, rank))
+
+    def reading(self, core: Tensor, rows: int) -> Tensor | None:
+        """Return (U Ḡ)ᵀ (r, d) where few rows have one core (r, r): then two products suffice, and not three."""
+        # The same in a generation, which keeps it, and alone: so the numbers are the same to the last bit.
+        if core.ndim != 2 or rows > FEW or core.shape[0] > _FOLDED:
+            return None
+        if self._reading is None or self._reading[0] is not core:
+            self._reading = (core, torch.mm(core.t(), self.turned(rows)))
+        return self._reading[1]
 
     def mixed(self, gates: Tensor) -> Tensor:
         """Mix the cores, (..., r, r), unless the last call had the same gates."""

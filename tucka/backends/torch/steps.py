@@ -30,25 +30,29 @@ class Remembered(Protocol):
 class Step:
     """One layer's update of inputs of one shape, by gates that stay as they are or by each token's own."""
 
-    __slots__ = ("_core", "_gates", "_laid", "_turned", "_width", "adapter", "count", "dtype", "shape")
+    __slots__ = ("_core", "_gates", "_laid", "_reading", "_turned", "_width", "adapter", "count", "dtype", "shape")
 
     def __init__(self, laid: LaidOut, x: Tensor, gates: Tensor | None = None, adapter: str | None = None) -> None:
         self.shape, self.dtype = x.shape, x.dtype
         self.adapter = adapter  # whose gates are to be asked for, if they do not stay as they are
         self.count = -1  # of the token that it was last used for
         self._width = x.shape[-1]
-        self._laid, self._turned = laid, laid.turned(x.numel() // self._width)
+        rows = x.numel() // self._width
+        self._laid, self._turned = laid, laid.turned(rows)
         self._gates = gates  # of rows that each have their own
         self._core = None if gates is None or gates.ndim - 2 == x.ndim - 1 > 0 else laid.mixed(gates)
+        self._reading = None if self._core is None else laid.reading(self._core, rows)
 
     def add_update(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """Add its update to an input of its shape, by the gates of its tokens if they are asked for."""
         rows, core = x.reshape(-1, self._width), self._core
-        inner = into(rows, self._turned)
-        if core is not None:
-            inner = torch.mm(inner, core) if core.ndim == 2 else times_core(inner, core)
+        if self._reading is not None:
+            inner = into(rows, self._reading)
+        elif core is not None:
+            inner = times_core(into(rows, self._turned), core)
         else:
-            inner = self._laid.times_own(inner, self._gates if gates is None else gates)  # type: ignore[arg-type]
+            own = self._gates if gates is None else gates
+            inner = self._laid.times_own(into(rows, self._turned), own)  # type: ignore[arg-type]
         return torch.addmm(rows, inner, self._turned).view(self.shape)
 
 

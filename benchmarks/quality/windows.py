@@ -1,0 +1,139 @@
+"""How wide the window of good learning rates is, of each method on each task, from finished runs only.
+
+    python -m benchmarks.quality.run --experiments lora_r8 tucka_r8 --rates 1e-3 2e-3 4e-3 6e-3 1e-2 --seeds 0 1 2
+    python -m benchmarks.quality.windows
+
+Writes ``windows.md`` and ``windows.svg`` beside the results. A window reaches from the smallest to the largest rate,
+without a gap, whose mean accuracy is within one point of the best rate's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.quality.experiments import Experiment, read_all
+from benchmarks.quality.report import of_experiment, short
+from benchmarks.quality.run import RESULTS, read_results, score
+
+# Compared at equal seeds; what has run with at least so many rates takes part.
+METHODS = ("lora_r8", "tucka_r8", "tucka", "lora_r4", "tucka_r2_bounded", "tucka_one_bounded", "hra_r8", "oft_b32")
+LEAST_RATES, WITHIN = 4, 0.01
+
+
+@dataclass(frozen=True)
+class Window:
+    """Accuracy by learning rate of one method on one task."""
+
+    experiment: Experiment
+    scores: Mapping[float, tuple[float, ...]]  # by rate: test accuracy of each seed
+
+    @property
+    def means(self) -> dict[float, float]:
+        """Mean accuracy of each rate, the smallest rate first."""
+        return {rate: fmean(self.scores[rate]) for rate in sorted(self.scores)}
+
+    @property
+    def best(self) -> float:
+        """The rate with the best mean."""
+        return max(self.means, key=lambda rate: (self.means[rate], -rate))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The smallest and the largest rate around the best one, without a gap, within one point of it."""
+        means, rates = self.means, list(self.means)
+        place = low = high = rates.index(self.best)
+        least = means[rates[place]] - WITHIN - 1e-9
+        while low > 0 and means[rates[low - 1]] >= least:
+            low -= 1
+        while high < len(rates) - 1 and means[rates[high + 1]] >= least:
+            high += 1
+        return rates[low], rates[high]
+
+
+def windows(records: Sequence[dict[str, Any]], experiments: Sequence[Experiment]) -> list[Window]:
+    """Gather one task's runs by method and rate; rates that fewer seeds than others have run are left out."""
+    found = []
+    for experiment in experiments:
+        scores: dict[float, dict[int, float]] = defaultdict(dict)
+        for record in of_experiment(records, experiment):
+            if "test" in record:
+                scores[record["learning_rate"]][record["seed"]] = score(record, "test")
+        most = max(map(len, scores.values()), default=0)
+        # With fewer seeds, a rate would be compared with other trainings than its neighbours.
+        complete = {rate: tuple(own.values()) for rate, own in scores.items() if len(own) == most}
+        if len(complete) < LEAST_RATES:
+            complete = {rate: (own[0],) for rate, own in scores.items() if 0 in own}
+        if len(complete) >= LEAST_RATES:
+            found.append(Window(experiment, complete))
+    return found
+
+
+def table(made: Sequence[Window]) -> str:
+    """Write one task's accuracy by rate, and the windows."""
+    rates = sorted({rate for window in made for rate in window.scores})
+    head = ["method", *(f"{rate:g}" for rate in rates), "best", "window", "factor", "seeds"]
+    lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
+    for window in made:
+        low, high = window.ends
+        cells = [f"{window.means[rate]:.1%}" if rate in window.scores else "" for rate in rates]
+        own = window.scores[window.best]
+        best = f"{fmean(own):.1%}" + (f" ± {stdev(own):.1%}" if len(own) > 1 else "")
+        row = [window.experiment.label, *cells, best, f"{low:g} to {high:g}", f"{high / low:.1f}", str(len(own))]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def draw(tasks: Mapping[str, Sequence[Window]], path: Path) -> None:
+    """Draw accuracy against the learning rate, a panel for each task."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.6 * len(tasks), 3.4), layout="constrained")
+    FigureCanvasSVG(figure)
+    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for axes, (task, made) in zip(panels, tasks.items(), strict=True):
+        for window in made:
+            axes.plot(list(window.means), list(window.means.values()), marker="o", label=window.experiment.label)
+        axes.set(xscale="log", xlabel="learning rate", title=task)
+    panels[0].set_ylabel("test accuracy")
+    labels = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(labels.values()), list(labels), frameon=False, loc="outside lower center", ncols=3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def write(folder: Path) -> str:
+    """Write the table and the figure of all tasks with runs at several rates; return the table's page."""
+    experiments = read_all(list(METHODS))
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in read_results(folder):
+        if record["scale"] == "quick":
+            groups[record["task"]].append(record)
+    tasks, pages, commits = {}, [], set()
+    for task, records in sorted(groups.items()):
+        if made := windows(records, experiments):
+            tasks[task] = made
+            pages.append(f"### {records[0]['title']}\n\n{table(made)}")
+            named = {window.experiment.name for window in made}
+            commits |= {short(record["commit"]) for record in records if record["experiment"] in named}
+    if not tasks:
+        return "No method has run with several learning rates yet.\n"
+    said = (
+        "Test accuracy by learning rate, the mean over seeds; ± is the standard deviation over seeds. The window is "
+        f"within one point of the best rate. CPU, one thread; commits {', '.join(sorted(commits))}."
+    )
+    text = "\n\n".join(["# Learning rates", *pages, said]) + "\n"
+    (folder / "windows.md").write_text(text)
+    draw(tasks, folder / "windows.svg")
+    return text
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    print(write(parser.parse_args().results))
