@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from support.adapter_contract import WIDTH, AdapterContract, as_arrays
-from tucka import reference
+from tucka import reference, soft_unit_columns
 from tucka.backends.torch import Router, TuckerAdapter, tucker_adapt_gated
 from tucka.backends.torch.modules import ExpertParts
 from tucka.errors import ArrayError, ConfigError, RouteError, ShapeError
@@ -253,19 +253,25 @@ def test_factors_make_the_experts_of_a_basis_with_soft_unit_columns(seed, length
             np.testing.assert_allclose(reference.expert(*made, i, j), wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("groups", [1, 40])  # fewer numbers in the cores than in the basis, and more
-def test_factors_have_the_gradients_of_soft_unit_columns(groups):
+@pytest.mark.parametrize("rows", [5, 20])  # left to torch's differentiation, and written out
+@pytest.mark.parametrize("lead", [(), (4,), (4, 5)])
+def test_gradients_of_a_basis_with_soft_unit_columns(rows, lead):
     torch.manual_seed(0)
-    spec = TuckerSpec(rank=3, groups=groups, experts_per_group=2, expert_rank=2)
-    parts = ExpertParts(spec, WIDTH, init_weights=False).double()
-    x, gates = torch.randn(5, WIDTH).double(), torch.rand(groups, 2).double()
+    spec = TuckerSpec(rank=3, groups=2, experts_per_group=2, expert_rank=2)
+    parts = ExpertParts(spec, 6, init_weights=False).double()
+    x, gates = torch.randn(4, rows, 6).double(), torch.rand(*lead, 2, 2).double()
+    x, gates = (x, gates) if len(lead) < 2 else (x[:, :5], gates)
 
     def update(cores, factor, basis):
         return torch.func.functional_call(
             parts, {"cores": cores, "expert_factor": factor, "basis": basis}, (x, x, gates)
         )
 
-    assert torch.autograd.gradcheck(update, tuple(parts.parameters()))
+    parameters = tuple(parts.parameters())
+    plain = tucker_adapt_gated(x, soft_unit_columns(parts.basis), parts.cores, parts.expert_factor, gates)
+    torch.testing.assert_close(update(*parameters), plain)
+    assert torch.autograd.gradcheck(update, parameters)
+    assert torch.autograd.gradgradcheck(update, parameters)
 
 
 @given(seed=st.integers(0, 99), **SIZES)

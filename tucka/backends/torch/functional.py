@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
-from tucka.backends.torch.mixing import mixed, times_own
+from tucka.backends.torch.mixing import between_columns, column_scale, mixed, times_own
 from tucka.backends.torch.thin import rows_of
 from tucka.backends.torch.update import add_product, add_update, project
 
@@ -162,11 +162,13 @@ def add_gated_update(
     gates: Tensor,  # (..., k, t), aligned with x from the left
     *,
     alpha: float | Tensor,
+    is_bounded: bool = False,  # whether the basis enters with soft unit columns
 ) -> Tensor:
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
     lead = gates.ndim - 2
     if lead < x.ndim - 1 or not lead:
-        return add_update(base, x, basis, cores, expert_factor, gates, alpha=alpha)
+        return add_update(base, x, basis, cores, expert_factor, gates, alpha=alpha, is_bounded=is_bounded)
+    cores = between_columns(cores, column_scale(basis)) if is_bounded else cores
     inner, rows = project(x, basis)
     inner = times_own(inner, cores, expert_factor, gates, alpha=alpha)
     rows = rows if base is x else rows_of(base, rows.dtype)

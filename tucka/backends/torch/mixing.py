@@ -9,9 +9,12 @@ from torch import Tensor
 
 from tucka.backends.torch.private import is_any_autocast_on
 from tucka.backends.torch.thin import cast, has_autocast, wide_dtype, without_autocast
+from tucka.core.bases import SOFTNESS
 from tucka.spec import mixes_each_row
 
 __all__ = [
+    "between_columns",
+    "column_scale",
     "core_gradient",
     "cores_of_experts",
     "mixed",
@@ -129,6 +132,17 @@ def spread_times(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
     rank = cores.shape[-1]
     spread = weights[:, :, None] * inner[:, None, :]
     return torch.mm(spread.reshape(-1, cores.shape[0] * rank), cores.reshape(-1, rank))
+
+
+def column_scale(basis: Tensor) -> Tensor:
+    """Return by what `tucka.soft_unit_columns` multiplies each column of a basis (d, r), (r,), in float32 at least."""
+    wide = cast(basis, wide_dtype(basis))
+    return (wide * wide).sum(dim=0).add_(SOFTNESS**2).rsqrt_()
+
+
+def between_columns(cores: Tensor, scale: Tensor) -> Tensor:
+    """Scale cores (..., r, r) as a basis whose columns are scaled does, by (r,)."""
+    return cores * torch.outer(scale, scale)
 
 
 def scaled(numbers: Tensor, alpha: float | Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolu
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
 from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.laid_out import LaidOut
+from tucka.backends.torch.mixing import between_columns, column_scale
 from tucka.backends.torch.private import (
     has_master_copy,
     is_in_pieces,
@@ -20,8 +21,7 @@ from tucka.backends.torch.private import (
     parameters_by_name,
     whole_shape,
 )
-from tucka.backends.torch.thin import cast, compute_dtype, wide_dtype
-from tucka.core.bases import SOFTNESS
+from tucka.backends.torch.thin import compute_dtype
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import TuckerSpec
 
@@ -117,7 +117,11 @@ class ExpertParts(nn.Module):
         if norm != "frobenius":
             named = parameters_by_name(self)
             cores, expert_factor, basis = named["cores"], named["expert_factor"], named["basis"]
-            return (cores, expert_factor, basis) if norm is None else _bounded(cores, expert_factor, basis)
+            if (
+                norm == "columns"
+            ):  # the same update as with `soft_unit_columns` of the basis, and fewer numbers to scale
+                cores = between_columns(cores, column_scale(basis))
+            return cores, expert_factor, basis
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
 
@@ -132,6 +136,10 @@ class ExpertParts(nn.Module):
             x = nn.functional.dropout(x, self.dropout)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return self.laid_out(x).add_update(base, x, gates)
+        if self.spec.factor_norm == "columns":
+            own = parameters_by_name(self)
+            parts = own["basis"], own["cores"], own["expert_factor"]
+            return add_gated_update(base, x, *parts, gates, alpha=self.alpha, is_bounded=True)
         cores, expert_factor, basis = self.factors()
         return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha)
 
@@ -152,16 +160,6 @@ class ExpertParts(nn.Module):
 def _is_at_rest(parameter: Tensor) -> bool:
     is_own = not vars(parameter) or not (is_in_pieces(parameter) or has_master_copy(parameter))
     return type(parameter) is nn.Parameter and is_own and not parameter.is_meta and not is_transformed(parameter)
-
-
-def _bounded(cores: Tensor, expert_factor: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return factors that make the same update as those with `soft_unit_columns` of the basis."""
-    wide = cast(basis, wide_dtype(basis))
-    scale = ((wide * wide).sum(dim=0) + SOFTNESS**2).rsqrt()
-    # The scale of a column can be put on either side of the product, so on that with fewer numbers.
-    if cores.numel() > basis.numel():
-        return cores, expert_factor, basis * cast(scale, basis.dtype)
-    return cores * torch.outer(scale, scale), expert_factor, basis
 
 
 def _holding_ones(like: Tensor) -> Tensor:
