@@ -106,7 +106,7 @@ with tempfile.TemporaryDirectory() as folder:
         output_dir=folder,
         per_device_train_batch_size=16,
         num_train_epochs=2,
-        learning_rate=2e-3,
+        learning_rate=4e-3,
         lr_scheduler_type="linear",
         logging_steps=5,
         save_strategy="no",

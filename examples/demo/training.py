@@ -19,7 +19,7 @@ from examples.sentence_classifier import Collator, FeatureHead, Item, LengthBatc
 from tucka.peft import RouterCallback, TuckAConfig, expert_load
 
 HEAD_ONLY, LORA, TUCKA = "head only", "LoRA", "TuckA"
-LEARNING_RATES = {HEAD_ONLY: 1e-2, LORA: 3e-3, TUCKA: 2e-3}
+LEARNING_RATES = {HEAD_ONLY: 1e-2, LORA: 3e-3, TUCKA: 3e-3}
 
 
 @dataclass(frozen=True)

@@ -387,3 +387,13 @@ def test_a_fit_that_cannot_be_names_argument_rule_and_value(stack, rank, expert_
 def test_a_compression_that_cannot_be_names_argument_rule_and_value(experts, rank, expert_rank, error, name, words):
     with refused(error, name, words):
         tucka.compress(experts, rank=rank, expert_rank=expert_rank)
+
+
+def test_the_progress_of_a_fit_is_told():
+    seen = []
+    stack = np.random.default_rng(0).normal(size=(3, 6, 6))
+    with_progress = tucka.fit_experts(stack, rank=4, expert_rank=2, progress=lambda *counts: seen.append(counts))
+    assert seen == [(done, 8) for done in range(1, 9)]
+    np.testing.assert_array_equal(with_progress.cores, tucka.fit_experts(stack, rank=4, expert_rank=2).cores)
+    with pytest.raises(tucka.ConfigError, match=r"progress: .*function.*True"):
+        tucka.fit_experts(stack, rank=4, expert_rank=2, progress=True)

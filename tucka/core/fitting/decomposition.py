@@ -6,6 +6,7 @@ Both minimise Σ_i ‖X_i − G_i ×_0 C ×_1 U ×_2 U‖², with one U on both 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -60,15 +61,23 @@ class FittedExperts(TuckerExperts[ArrayT]):
 # Arrays of NumPy may have types that count their axes, which the parts do not share.
 @overload
 def fit_experts(
-    stack: np.ndarray[Any, NumbersT], *, rank: int, expert_rank: int
+    stack: np.ndarray[Any, NumbersT],
+    *,
+    rank: int,
+    expert_rank: int,
+    progress: Callable[[int, int], object] | None = None,
 ) -> FittedExperts[np.ndarray[Any, NumbersT]]: ...
 
 
 @overload
-def fit_experts(stack: ArrayT, *, rank: int, expert_rank: int) -> FittedExperts[ArrayT]: ...
+def fit_experts(
+    stack: ArrayT, *, rank: int, expert_rank: int, progress: Callable[[int, int], object] | None = None
+) -> FittedExperts[ArrayT]: ...
 
 
-def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts[Any]:
+def fit_experts(
+    stack: Array, *, rank: int, expert_rank: int, progress: Callable[[int, int], object] | None = None
+) -> FittedExperts[Any]:
     r"""Find the Tucker experts nearest to given matrices, in the Frobenius norm.
 
     Parameters
@@ -79,6 +88,8 @@ def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts[A
         The multilinear rank r of the two matrix modes, at most d.
     expert_rank : int
         The multilinear rank p of the expert mode. Columns beyond the t that can be of use are zero.
+    progress : callable, optional
+        Called after each fit of smaller ranks, with how many are done and how many there are in all.
 
     Returns
     -------
@@ -92,7 +103,8 @@ def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts[A
     ShapeError
         If `stack` does not have such axes.
     ConfigError
-        If a rank is outside its rule, an entry is not finite, or a core is too large for the dtype.
+        If a rank is outside its rule, an entry is not finite, a core is too large for the dtype, or `progress` is no
+        function.
     ArrayError
         If `stack` is no real floating-point array.
 
@@ -126,9 +138,12 @@ def fit_experts(stack: Array, *, rank: int, expert_rank: int) -> FittedExperts[A
     check_size("stack", stack, -1, stack.shape[-2], matches="the axis before it", where=where)
     rank = _rank("rank", rank, stack.shape[-1], "the width of the matrices", where)
     expert_rank = check_count("expert_rank", expert_rank, where=where)
+    if progress is not None and not callable(progress):
+        raise ConfigError(expected("progress", "a function of two counts, or None", repr(progress), where=where))
     unit, scale = _unit("stack", stack, where)
     unit = unit.reshape(-1, *unit.shape[-3:])
-    return _fitted(nearest(unit, rank, expert_rank, precision=_precision(stack)), None, scale, stack, where)
+    found = nearest(unit, rank, expert_rank, precision=_precision(stack), progress=progress)
+    return _fitted(found, None, scale, stack, where)
 
 
 def compress(experts: TuckerExperts[ArrayT], *, rank: int, expert_rank: int) -> FittedExperts[ArrayT]:

@@ -7,6 +7,7 @@ is a singular value decomposition. U is improved step by step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,7 +45,14 @@ class _Fit:
     sweeps: int
 
 
-def nearest(stack: Values, rank: int, expert_rank: int, *, precision: float) -> Nearest:
+def nearest(
+    stack: Values,
+    rank: int,
+    expert_rank: int,
+    *,
+    precision: float,
+    progress: Callable[[int, int], object] | None = None,
+) -> Nearest:
     """Approximate a stack whose largest entry is around 1; an error of `precision`, relative to its norm, is none."""
     experts, width = stack.shape[1:3]
     norm = float(np.linalg.norm(stack))
@@ -53,7 +61,7 @@ def nearest(stack: Values, rank: int, expert_rank: int, *, precision: float) -> 
     axes, weights = _principal_axes(stack)
     kept = _numerical_rank(weights, precision)
     small = _inner(stack, axes[:, :kept])
-    fit = _grow(small, weights[:kept], min(rank, kept), min(expert_rank, experts), precision * norm)
+    fit = _grow(small, weights[:kept], min(rank, kept), min(expert_rank, experts), precision * norm, progress)
     basis = np.concatenate([axes[:, :kept] @ fit.basis, axes[:, kept:rank]], axis=1)
     return _completed(stack, fit.factor, basis, expert_rank, fit.sweeps)
 
@@ -91,7 +99,14 @@ def _numerical_rank(weights: Values, precision: float) -> int:
     return int((tails > precision / 4 * tails[0]).sum())
 
 
-def _grow(stack: Values, weights: Values, rank: int, expert_rank: int, floor: float) -> _Fit:
+def _grow(
+    stack: Values,
+    weights: Values,
+    rank: int,
+    expert_rank: int,
+    floor: float,
+    progress: Callable[[int, int], object] | None,
+) -> _Fit:
     """Fit all smaller ranks on the way to (`rank`, `expert_rank`), in the coordinates of the stack's principal axes."""
     # Alternating updates end in a local optimum, so two ranks fitted on their own could come out in the wrong order.
     # Here the fit of (r, p) starts from the best of the fits of (r - 1, p) and (r, p - 1) and of three starts of its
@@ -114,6 +129,8 @@ def _grow(stack: Values, weights: Values, rank: int, expert_rank: int, floor: fl
             best = min(starts, key=_error)
             fits.append(_refined(stack, best, experts, floor) if size < width else best)
             sweeps += fits[-1].sweeps
+            if progress is not None:
+                progress((experts - 1) * rank + size, expert_rank * rank)
     return replace(fits[-1], sweeps=sweeps)
 
 
