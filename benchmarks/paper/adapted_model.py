@@ -27,7 +27,8 @@ def peft_config(experiment: Experiment, row: Row, variant: Variant | None, seed:
     if row.method == "tucka" and variant is not None:
         if variant.name in experiment.alpha:
             options["alpha"] = experiment.alpha[variant.name]
-        return TuckAConfig(router_seed=seed, **sizes, **options, **variant.config)
+        chosen = {name: None if value == "none" else value for name, value in variant.config.items()}
+        return TuckAConfig(router_seed=seed, **sizes, **options, **chosen)
     if row.method == "oft":
         return peft.OFTConfig(r=0, oft_block_size=sizes["block_size"], **options)
     if row.method == "boft":

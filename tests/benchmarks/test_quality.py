@@ -79,9 +79,10 @@ def test_an_edited_experiment_is_another_one():
 
 
 def test_results_of_the_first_default_count_for_batch_routing_and_for_no_other():
-    configs = ({}, {"routing": "batch"}, {"routing": "sample"})
+    first = {"routing": "batch", "factor_norm": None}
+    configs = ({}, first, {**first, "routing": "sample"}, {"routing": "batch"})
     keys = [experiment(adapter="TuckAConfig", config={"r": 4, **config}).key for config in configs]
-    assert len(set(keys)) == 3
+    assert len(set(keys)) == 4
     assert keys[1] == "980253dda6f6"  # the hash of {"r": 4} alone
     folders = (FOLDER, *studies_report.STUDIES.iterdir())
     asked = {(one.name, one.key) for folder in folders for one in read_all(None, folder)}
