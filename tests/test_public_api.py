@@ -47,7 +47,6 @@ AGREED = {
     "multi_mode_product",
     "routing_feature",
     "select_gates",
-    "soft_unit_columns",
 }
 
 every_package = pytest.mark.parametrize("package", MODULES)

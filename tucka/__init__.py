@@ -2,9 +2,10 @@
 
 from tucka import backends as backends
 from tucka._version import __version__
-from tucka.core.balance import load_entropy
+from tucka.core.balance import CollapseAlarm, load_entropy
 from tucka.core.bases import soft_unit_columns
 from tucka.core.centroids import balanced_centroids, data_aware_centroids, kaiming_centroids
+from tucka.core.collapse import RoutingTrace, follow_routing, simulate_routing
 from tucka.core.counts import (
     MethodCounts,
     compare_methods,
@@ -13,6 +14,7 @@ from tucka.core.counts import (
     count_flops,
     count_parameters,
 )
+from tucka.core.counts.paper_tables import PaperCell, paper_counts
 from tucka.core.experts import TuckerExperts
 from tucka.core.fitting.decomposition import FittedExperts, compress, fit_experts
 from tucka.core.householder import householder_experts, householder_gamma, householder_product
@@ -25,11 +27,14 @@ __all__ = [
     "Affinity",
     "ArrayError",
     "CheckpointError",
+    "CollapseAlarm",
     "ConfigError",
     "FittedExperts",
     "MethodCounts",
+    "PaperCell",
     "RouteError",
     "Routing",
+    "RoutingTrace",
     "ShapeError",
     "TuckaError",
     "TuckerExperts",
@@ -45,6 +50,7 @@ __all__ = [
     "count_parameters",
     "data_aware_centroids",
     "fit_experts",
+    "follow_routing",
     "householder_experts",
     "householder_gamma",
     "householder_product",
@@ -52,7 +58,9 @@ __all__ = [
     "load_entropy",
     "mode_product",
     "multi_mode_product",
+    "paper_counts",
     "routing_feature",
     "select_gates",
+    "simulate_routing",
     "soft_unit_columns",
 ]

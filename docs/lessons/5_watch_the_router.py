@@ -15,7 +15,7 @@ import torch
 import tucka
 from examples.data import fetch_sentences, read_domains, split_domains
 from examples.sentence_classifier import Collator, encode, load_classifier
-from tucka.core.collapse import simulate_routing
+from tucka import simulate_routing
 from tucka.plots import group_by_label, load_bars, routing_map
 
 # %%
@@ -142,7 +142,7 @@ for name, rows in entropies.items():
 # ----------------
 #
 # Theorem 1 of the paper says that training makes a collapse worse: the centroid of the chosen group moves towards the
-# inputs that chose it, and so it is chosen again. :func:`tucka.core.collapse.simulate_routing` computes this for many
+# inputs that chose it, and so it is chosen again. :func:`tucka.simulate_routing` computes this for many
 # runs at once, in the setting of the theorem. Here the features have the mean and the spread of the batches:
 
 setting = {

@@ -107,7 +107,17 @@ class CollapseAlarm:
         self.has_warned = False
 
     def add(self, load: Array) -> None:
-        """Take a step's load (k,) in, and look at the last `window` steps if they are complete."""
+        """Take a step's load in, and look at the last `window` steps if they are complete.
+
+        Parameters
+        ----------
+        load : array_like, shape (k,)
+            How often each group was chosen in the step.
+
+        Examples
+        --------
+        >>> CollapseAlarm("router").add([5, 3])
+        """
         if self.has_warned:
             return
         load = host_numbers("load", load, where="CollapseAlarm") if isinstance(load, (list, tuple)) else load
@@ -117,7 +127,19 @@ class CollapseAlarm:
             self.check()
 
     def check(self, *, least: int = 1) -> None:
-        """Look at the steps since the last look, if they have `least` routings for each group on average."""
+        """Look at the steps since the last look, if they have enough routings.
+
+        Parameters
+        ----------
+        least : int
+            Routings for each group, on average, below which nothing is said.
+
+        Examples
+        --------
+        >>> alarm = CollapseAlarm("router")
+        >>> alarm.add([5, 3])
+        >>> alarm.check()  # balanced: nothing is said
+        """
         total, steps = self._total, self._steps
         self._total, self._steps = None, 0
         if total is None or self.has_warned:

@@ -55,18 +55,61 @@ class RoutingTrace:
     centroids: Values
 
     def load(self, window: int | None = None) -> Values:
-        """Count how often each group was chosen in windows of so many steps, or in all: (seeds, windows, k)."""
+        """Count how often each group was chosen.
+
+        Parameters
+        ----------
+        window : int, optional
+            Steps that are counted together; all if None. The last window may be shorter.
+
+        Returns
+        -------
+        numpy.ndarray of int, shape (seeds, windows, k)
+            The counts.
+
+        Examples
+        --------
+        >>> RoutingTrace(np.array([[0, 0, 1]]), groups=2, centroids=np.zeros((1, 2, 3))).load(2).tolist()
+        [[[2, 0], [0, 1]]]
+        """
         steps = self.chosen.shape[1]
         window = steps if window is None else check_count("window", window, where="RoutingTrace.load")
         is_chosen = self.chosen[..., None] == np.arange(self.groups)
         return np.add.reduceat(is_chosen.astype(np.int64), np.arange(0, steps, window), axis=1)
 
     def entropy(self, window: int | None = None) -> Values:
-        """Measure how even the load of each window is, as `tucka.load_entropy`: (seeds, windows)."""
+        """Measure how even the load of each window is, as `tucka.load_entropy`.
+
+        Parameters
+        ----------
+        window : int, optional
+            Steps that are counted together; all if None.
+
+        Returns
+        -------
+        numpy.ndarray, shape (seeds, windows)
+            From 0, one group for all, to 1, all groups alike.
+
+        Examples
+        --------
+        >>> RoutingTrace(np.array([[0, 1, 1, 1]]), groups=2, centroids=np.zeros((1, 2, 3))).entropy(2).tolist()
+        [[1.0, 0.0]]
+        """
         return relative_entropy(self.load(window))
 
     def share_of_first(self) -> Values:
-        """Measure which share of a run's later steps chose its first group again: (seeds,); 1 for runs of one step."""
+        """Measure which share of a run's later steps chose its first group again.
+
+        Returns
+        -------
+        numpy.ndarray, shape (seeds,)
+            The share; 1 for runs of one step.
+
+        Examples
+        --------
+        >>> RoutingTrace(np.array([[0, 1, 0]]), groups=2, centroids=np.zeros((1, 2, 3))).share_of_first().tolist()
+        [0.5]
+        """
         if self.chosen.shape[1] == 1:
             return np.ones(len(self.chosen))
         return np.asarray((self.chosen[:, 1:] == self.chosen[:, :1]).mean(axis=1))

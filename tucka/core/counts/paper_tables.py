@@ -122,7 +122,19 @@ class PaperCell:
         return least <= self.count <= most
 
     def other_sizes(self) -> tuple[dict[str, Any], ...]:
-        """For each size that alone can give the printed figure: all sizes, with its value nearest to the stated."""
+        """Find sizes that give the printed figure, where the stated ones do not.
+
+        Returns
+        -------
+        tuple of dict
+            For each size that alone can give the figure: all sizes, with its value nearest to the stated one.
+
+        Examples
+        --------
+        >>> cell = next(cell for cell in paper_counts() if not cell.agrees)
+        >>> cell.model, cell.method, cell.other_sizes()
+        ('DeBERTa-v3-base', 'vera', ({'r': 2468},))
+        """
         if self.agrees:
             return ()
         found = []
