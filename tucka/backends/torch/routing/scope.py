@@ -218,7 +218,8 @@ class RoutingScope:
         if layer.tucka_place is None or torch.compiler.is_compiling():
             return self._fit(adapter, layer, x, forward)
         # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
-        key = (adapter, layer.tucka_place, x.shape, x.device)
+        # But one without gradients, in a reentrant checkpoint, and another with them: only that has the route's graph.
+        key = (adapter, layer.tucka_place, x.shape, x.device, torch.is_grad_enabled())
         found = forward.fits.get(key)
         if found is None:
             found = forward.fits[key] = self._fit(adapter, layer, x, forward)
@@ -243,6 +244,8 @@ class RoutingScope:
         route = forward.known.get(adapter) or forward.routes.get(adapter)
         if route is None:
             route = self.maker.make(adapter, layer, x, forward, layout)
+        elif route.cut and torch.is_grad_enabled():
+            self.maker.check_graph(layer)
         route = route.on(x.device)
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
