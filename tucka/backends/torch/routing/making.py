@@ -76,7 +76,7 @@ class Maker:
             mask, is_known = self._mask(adapter, layer, rows, forward, by_token=by_token)
             documents = self._documents(router, layer, rows, forward, mask)
             if is_news:
-                self._start(adapter, layer.tucka_part, router, rows, mask, trains=trains)
+                self._start(adapter, layer.tucka_part, router, rows, mask, documents, trains=trains)
             make = _Making(router, mask, documents, *self._ranks(adapter, router, trains=trains))
             gates = make(rows)
             if is_news and not is_transformed(gates) and not is_exporting():
@@ -101,7 +101,7 @@ class Maker:
         else:
             forward.set_route(adapter, route)
         if is_news and adapter in self.scope.observers:
-            self.scope.observers[adapter](router, rows, mask, gates)
+            self.scope.observers[adapter](router, *_as_samples(router, rows, mask, documents, gates))
         return route
 
     def _leaf(self, adapter: str, forward: Forward, remake: Remake) -> Route:
@@ -127,11 +127,19 @@ class Maker:
         return route
 
     def _start(
-        self, adapter: str, part: str, router: Router, rows: Tensor, mask: Tensor | None, *, trains: bool
+        self,
+        adapter: str,
+        part: str,
+        router: Router,
+        rows: Tensor,
+        mask: Tensor | None,
+        documents: Tensor | None,
+        *,
+        trains: bool,
     ) -> None:
         """Let a router that no data has started look at an input (B, ..., d)."""
         may_start = trains and router.waits and router.centroids.requires_grad
-        router.may_change = may_start and self._still_waits(adapter, part, router, rows, mask)
+        router.may_change = may_start and self._still_waits(adapter, part, router, rows, mask, documents)
         if not router.may_change and adapter in self.first:  # started, by these batches or by somebody else
             self.first[adapter].pop(part, None)
 
@@ -141,7 +149,9 @@ class Maker:
         group = ranks_of(self.scope.group) if common else None
         return common and has_ranks(group), group
 
-    def _still_waits(self, adapter: str, part: str, router: Router, rows: Tensor, mask: Tensor | None) -> bool:
+    def _still_waits(
+        self, adapter: str, part: str, router: Router, rows: Tensor, mask: Tensor | None, documents: Tensor | None
+    ) -> bool:
         """Start a router that no data has started from its first batches in training, or say that it is not started."""
         if is_transformed(rows):
             return False
@@ -150,6 +160,7 @@ class Maker:
             self._warn_of_no_start(adapter)
             return False
         first = self.first.setdefault(adapter, {}).setdefault(part, FirstBatches())
+        rows, mask, _ = _as_samples(router, rows.detach(), mask, documents, None)
         return not first.start(router, rows, mask, group)
 
     def _warn_of_no_start(self, adapter: str) -> None:
@@ -356,6 +367,19 @@ class _Again:
         rows = x if self.view is None else Fit(x, self.view).rows(x)
         gates = self.make(rows, self.gates)
         return self.gates + (gates - gates.detach())  # the very numbers of the forward, whatever rounding says now
+
+
+def _as_samples(
+    router: Router, rows: Tensor, mask: Tensor | None, documents: Tensor | None, gates: Tensor | None
+) -> tuple[Tensor, Tensor | None, Any]:
+    """Return rows (B, ..., d), mask and gates; documents that share rows as samples of one token, their mean."""
+    if documents is None:
+        return rows, mask, gates
+    means, lengths, places = router.means_of_documents(rows, mask, documents)
+    if gates is not None and gates.ndim > 2:  # by token, alike in each document
+        by_place = gates.new_zeros(len(means), *gates.shape[-2:]).index_copy(0, places, gates.flatten(0, 1))
+        gates = by_place[lengths > 0]
+    return means[lengths > 0][:, None], None, gates
 
 
 def _warn_now(message: str) -> None:

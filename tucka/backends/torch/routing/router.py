@@ -177,15 +177,8 @@ class Router(nn.Module):
     ) -> Tensor:
         """Route the documents of packed rows (B, S, d), to gates (B, S, k, t), or (k, t) for a batch of documents."""
         rows, tokens = documents.shape
-        places = (documents + tokens * torch.arange(rows, device=documents.device)[:, None]).flatten()
         with without_autocast(hidden.device.type):
-            wide = self._wide(hidden).flatten(0, 1)
-            weights = torch.ones(len(wide), device=wide.device) if mask is None else (mask != 0).flatten()
-            weights = weights.to(wide.dtype)
-            kept = torch.where(weights[:, None] != 0, wide, torch.zeros_like(wide[:1]))
-            sums = torch.zeros_like(wide).index_add(0, places, kept)
-            counts = torch.zeros_like(weights).index_add(0, places, weights)
-            feature = sums / counts.clamp(min=1)[:, None]
+            feature, counts, places = self.means_of_documents(hidden, mask, documents)
             if self.spec.routing == "batch":
                 return self.gates(self.logits(feature.sum(dim=0) / (counts > 0).sum().clamp(min=1)), like)
             logits = self.logits(feature)
@@ -193,6 +186,20 @@ class Router(nn.Module):
                 like = torch.zeros_like(logits).index_copy(0, places, like.flatten(0, 1).to(logits.dtype))
             gates = self.gates(logits, like)[places]
         return gates.reshape(rows, tokens, *gates.shape[-2:])
+
+    def means_of_documents(
+        self, hidden: Tensor, mask: Tensor | None, documents: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Average the documents of packed rows (B, S, d), to (B·S, d); their lengths, where each token's mean is."""
+        rows, tokens = documents.shape
+        places = (documents + tokens * torch.arange(rows, device=documents.device)[:, None]).flatten()
+        wide = self._wide(hidden).flatten(0, 1)
+        weights = torch.ones(len(wide), device=wide.device) if mask is None else (mask != 0).flatten()
+        weights = weights.to(wide.dtype)
+        kept = torch.where(weights[:, None] != 0, wide, torch.zeros_like(wide[:1]))
+        sums = torch.zeros_like(wide).index_add(0, places, kept)
+        counts = torch.zeros_like(weights).index_add(0, places, weights)
+        return sums / counts.clamp(min=1)[:, None], counts, places
 
     def _logits_of_tokens(self, hidden: Tensor) -> Tensor:
         """Compare tokens in half precision: in float32, but a piece at a time, and computed again for the backward."""
