@@ -1,5 +1,7 @@
 """Pinning and unpinning a route: measured or given, and in a merged model."""
 
+import contextlib
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -95,7 +97,9 @@ def test_unpinning_unmerges_first_and_the_adapter_is_routed_again():
 @torch.no_grad()
 def test_a_given_route_unmerges_first_and_is_not_merged():
     model, inputs = merged()
-    with pytest.warns(UserWarning, match="Unmerging the model first"), given_route(model, groups=1):
+    with contextlib.ExitStack() as stack:
+        with pytest.warns(UserWarning, match="Unmerging the model first"):
+            stack.enter_context(given_route(model, groups=1))
         given = run(model, inputs)
         with pytest.raises(RouteError, match="given_route"):
             model.merge_adapter()
