@@ -19,12 +19,12 @@ from tucka.backends.torch.private import (
     outside_checkpoints,
 )
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
-from tucka.backends.torch.routing.caches import check_empty
 from tucka.backends.torch.routing.forwards import regions_without_gradients
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, View, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
 from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
+from tucka.backends.torch.routing.permitted import check_features, check_origin, checked_router, trains_before
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
 from tucka.backends.torch.routing.reentrant import Collected, Remake
 from tucka.backends.torch.routing.router import Router
@@ -51,7 +51,7 @@ class Maker:
         """Route on the input (..., d) of a layer, for it and all others of its part of the model."""
         if adapter in forward.remakes:
             return self._made_again(adapter, x, forward)
-        router = self._checked_router(adapter, layer, x, forward)
+        router = checked_router(self.scope, adapter, layer, x, forward)
         if layout is Layout.PIECES and x.shape[1:-1] != (forward.inputs.tokens,):
             rule, got = "a route that is made of all tokens", "a layer that is called on some of them at a time"
             cure = "Take it out with exclude_modules, set chunk_size_feed_forward=0, or give or pin the route"
@@ -62,9 +62,9 @@ class Maker:
             if forward.again is not None:
                 forward.again.inputs.rows, forward.again.inputs.tokens = forward.inputs.rows, forward.inputs.tokens
         by_token = router.spec.routing == "token"
-        self._check_features(layer, forward)
+        check_features(self.scope, layer, forward)
         if not by_token:
-            self._check_origin(layer, forward)
+            check_origin(self.scope, layer, forward)
         view = view_of(x, forward.inputs, layout)
         if view is None and router.spec.routing != "batch":
             raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
@@ -94,7 +94,7 @@ class Maker:
             cut=bool(regions) and not forward.grad,
         )
         if regions and forward.grad:
-            is_needed = self._trains_below() or any(map(has_input_gradients, regions))
+            is_needed = trains_before(self.scope) or any(map(has_input_gradients, regions))
             collected = Collected(self.scope.path(layer), is_needed=is_needed)
             remake = Remake(replace(route, collected=collected), _Again(make, view, gates), weakref.WeakSet(regions))
             route = self._leaf(adapter, forward, remake)
@@ -257,78 +257,6 @@ class Maker:
                 load = loads[part] = load.to(counts.device, non_blocking=counts.is_cuda)
         # In place: what a compiled or captured forward starts from is then the same tensor each time.
         load.add_(counts)
-
-    def _check_features(self, layer: Any, forward: Forward) -> None:
-        """Raise where a method goes on with features of which it is not known who has made them."""
-        if forward.features_unknown:
-            rule, got = "features that this model's own forward_features has returned", "others, or changed ones"
-            cure = "Call the whole model, or give the route (given_route)"
-            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
-
-    def _check_origin(self, layer: Any, forward: Forward) -> None:
-        """Raise where a call goes on from earlier ones whose route is not known."""
-        where = self.scope.path(layer)
-        cure = "Let the adapted model fill the cache itself, use routing='token', or give the route (given_route)"
-        if forward.encoder_unknown and layer.tucka_role == "decoder":
-            rule, got = "encoder_outputs that this model's encoder has made", "others, whose route is not known"
-            raise RouteError(expected("route", rule, got, where=where, cure=cure))
-        if forward.past != 0:
-            got = "a filled cache that carries no route, or whose rows have been changed"
-            message = expected("route", "the route of the cache's prompt", got, where=where, cure=cure)
-            if not check_empty(forward.inputs.cache, message):
-                raise RouteError(message)
-        prompt = None if forward.generation is None else forward.generation.prompt_tokens
-        tokens = forward.inputs.tokens
-        if prompt is not None and tokens is not None and tokens < prompt and not layer.tucka_role:
-            rule, got = f"the whole prompt of {prompt} tokens in one call", f"{tokens} of them (prefill_chunk_size)"
-            cure = "Generate without prefill_chunk_size, use routing='token', or give the route (given_route)"
-            raise RouteError(expected("route", rule, got, where=where, cure=cure))
-
-    def _checked_router(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Router:
-        """Return the router of an adapter if this layer may make the route."""
-        scope, where = self.scope, self.scope.path
-        router = scope.router(adapter, layer.tucka_part)
-        if router is None:
-            rule, cure = (
-                f"a route for adapter {adapter!r}, which has no router",
-                "Call it in `with given_route(model, ...):`",
-            )
-            raise RouteError(expected("route", rule, "none", where=where(layer), cure=cure))
-        owner = scope.owners[adapter][layer.tucka_part]
-        if not torch.compiler.is_compiling() and scope.has_lost(owner):
-            rule, got = "the layer with the router to be in the model", "a part of the model without it"
-            cure = "Pin or give the route in the stages of a pipeline, or let one stage have all adapted layers"
-            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
-        if scope.options[adapter].owner_only and owner is not layer:
-            rule, got = f"the layer of router_module, {where(owner)}, to run first", "an earlier one"
-            cure = "Name a layer that runs before all other adapted ones, or leave router_module out"
-            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
-        if x.ndim < 2:
-            rule, cure = "an input with axes (B, ..., d)", "Add a batch axis with x[None]"
-            raise RouteError(expected("route", rule, f"shape {tuple(x.shape)}", where=where(layer), cure=cure))
-        if x.shape[-1] != router.in_features:
-            cure = "Name the layer that runs first in router_module, or take this one out with exclude_modules"
-            rule = f"the first adapted layer that runs to be {router.in_features} wide, as the router"
-            raise RouteError(expected("route", rule, f"input {tuple(x.shape)}", where=where(layer), cure=cure))
-        if forward.grad and not torch.is_grad_enabled() and not regions_without_gradients():
-            self.check_graph(layer)
-        return router
-
-    def check_graph(self, layer: Any) -> None:
-        """Raise where a route has no graph, though anything that trains may have made it."""
-        if self._trains_below():
-            rule = "gradients where the route is made"
-            got = (
-                "none (torch.no_grad, a checkpoint around a whole part of the model, or another library's checkpoints)"
-            )
-            cure = "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or pin or give the route"
-            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
-
-    def _trains_below(self) -> bool:
-        """Tell whether anything trains that the route depends on: all but the experts may run before the router."""
-        root = self.scope.root
-        parameters = root.named_parameters() if root is not None else ()
-        return any(value.requires_grad and ".tucka_experts." not in f".{name}" for name, value in parameters)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.private import is_replica
-from tucka.backends.torch.routing.forwards import Call, Forward, Forwards, Parent
+from tucka.backends.torch.routing.calls import Call, Parent
+from tucka.backends.torch.routing.forwards import Forward, Forwards
 from tucka.backends.torch.routing.generation import Generating, Preparing
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, Layout, View, view_of
@@ -20,6 +21,7 @@ from tucka.backends.torch.routing.making import Maker
 from tucka.backends.torch.routing.memory import Memory, after
 from tucka.backends.torch.routing.methods import Method
 from tucka.backends.torch.routing.parts import Anatomy, Part
+from tucka.backends.torch.routing.permitted import check_graph
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS, Fit, Route, even_mixture, fitted
 from tucka.errors import RouteError, expected
@@ -245,7 +247,7 @@ class RoutingScope:
         if route is None:
             route = self.maker.make(adapter, layer, x, forward, layout)
         elif route.cut and torch.is_grad_enabled():
-            self.maker.check_graph(layer)
+            check_graph(self, layer)
         route = route.on(x.device)
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
