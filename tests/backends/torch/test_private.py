@@ -73,6 +73,22 @@ def test_a_reentrant_region_is_the_same_object_in_its_backward():
     assert private.has_input_gradients(first)
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_a_reentrant_region_knows_whether_a_backward_may_come():
+    seen = []
+
+    def inside(x):
+        seen.append([private.has_input_gradients(region) for region, _ in private.reentrant_checkpoints()])
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(inside, x * 2, use_reentrant=True)
+    checkpoint(inside, torch.ones(2), use_reentrant=True)
+    with torch.no_grad():
+        checkpoint(inside, x, use_reentrant=True)
+    assert seen == [[True], [False], [False]]
+
+
 def test_reentrant_regions_inside_of_each_other_are_all_seen():
     seen = []
 

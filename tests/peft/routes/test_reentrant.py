@@ -446,7 +446,14 @@ def test_a_pinned_route():
         loss_of(model, inputs_for("llama"))
 
 
-def test_it_evaluates():
-    _, model = pair("llama")
+@pytest.mark.parametrize("training", [False, True])
+def test_it_evaluates(training):
+    _, model = chains("all inside")
+    router = scope_of(model).router("default")
+    router._is_copy = False
+    router.is_initialized.zero_()
     with torch.no_grad():
-        loss_of(model.eval(), inputs_for("llama"))
+        for seed in range(6):
+            model.train(training)(drawn(seed))
+    assert not bool(router.is_initialized)  # nothing trains, so no router starts itself
+    model.train()(drawn()).sum().backward()

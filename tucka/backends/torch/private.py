@@ -87,8 +87,8 @@ def is_computed_again() -> bool:
 
 
 def has_input_gradients(region: Any) -> bool:
-    """Tell whether a reentrant checkpoint was given anything that needs a gradient, in its forward."""
-    return any(region.needs_input_grad)
+    """Tell whether a backward may reach a reentrant checkpoint: it has a place in a graph."""
+    return bool(region.next_functions)  # none where no input needs a gradient, or all is inside of torch.no_grad
 
 
 _REENTRANT = (CheckpointFunction.forward.__code__, CheckpointFunction.backward.__code__)

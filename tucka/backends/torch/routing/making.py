@@ -70,7 +70,9 @@ class Maker:
             raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
         rows = x if view is None else Fit(x, view).rows(x)
         regions = [] if torch.is_grad_enabled() else regions_without_gradients()
-        trains = layer.training and (torch.is_grad_enabled() or bool(regions))
+        # The first run of a checkpoint; not an evaluation in the mode of training, which no backward follows.
+        is_first = bool(regions) and (forward.grad or any(map(has_input_gradients, regions)))
+        trains = layer.training and (torch.is_grad_enabled() or is_first)
         is_news = not is_computed_again()  # of a whole call in a checkpoint, whose first run was the forward
         with outside_checkpoints():
             mask, is_known = self._mask(adapter, layer, rows, forward, by_token=by_token)
@@ -91,9 +93,9 @@ class Maker:
             documents=documents is not None,
             ordered=layout not in OF_OTHER_TOKENS,
             averages=is_known and not is_text,
-            cut=bool(regions) and not forward.grad,
+            cut=is_first and not forward.grad,
         )
-        if regions and forward.grad:
+        if is_first and forward.grad:
             is_needed = trains_before(self.scope) or any(map(has_input_gradients, regions))
             collected = Collected(self.scope.path(layer), is_needed=is_needed)
             remake = Remake(replace(route, collected=collected), _Again(make, view, gates), weakref.WeakSet(regions))
