@@ -92,6 +92,24 @@ def test_a_training_that_is_resumed_ends_as_the_whole_one(trained, stage):
         torch.testing.assert_close(again[key], value, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("what", [["batch"], ["sample"], ["token"], ["sample", "free"]], ids=" ".join)
+def test_trl_trains_a_router_with_reentrant_checkpoints(tmp_path, what):
+    """TRL switches them on in stage 3; one process without DeepSpeed trains without checkpoints."""
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    run("clients.zero", str(tmp_path / "alone"), "0", *what)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    run(*launcher, "clients.zero", str(tmp_path / "together"), "3", *what)
+    alone, together = found(tmp_path / "alone"), found(tmp_path / "together")
+    assert (alone["reentrant"], together["reentrant"]) == (None, True)
+    losses = values(alone["history"], "loss")
+    assert len(losses) == STEPS
+    assert values(together["history"], "loss") == pytest.approx(losses, abs=2e-5)
+    for expected, centroids in zip(alone["centroids"], together["centroids"], strict=True):
+        torch.testing.assert_close(centroids, expected, rtol=0, atol=1e-6)
+    assert (alone["centroids"][-1] - alone["centroids"][0]).abs().max() > 2e-4
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_the_documented_files_launch_a_training(tmp_path, stage):
     settings = ["--config_file", str(FILES / f"zero{stage}.yaml"), "--main_process_port", "0"]

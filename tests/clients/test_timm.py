@@ -6,7 +6,6 @@ from peft import PeftModel, get_peft_model
 
 from tucka.peft import TuckAConfig, pin_route
 
-pytest.importorskip("torchvision")
 timm = pytest.importorskip("timm")
 
 MODELS = {

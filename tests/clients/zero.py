@@ -1,6 +1,8 @@
-"""One process of a training with DeepSpeed on the CPU: ``python -m clients.zero FOLDER STAGE [resume]``.
+"""One process of a training with DeepSpeed on the CPU: ``python -m clients.zero FOLDER STAGE [WHAT]``.
 
-Stage 0 trains without DeepSpeed. Started by ``accelerate launch``, the stage "launched" takes the launcher's settings.
+Stage 0 trains without DeepSpeed. The Trainer trains, or resumes if told so. With a routing, TRL does, free of padding
+if told so; in stage 3 its checkpoints are reentrant. Started by ``accelerate launch``, the stage "launched" takes the
+launcher's settings.
 """
 
 import json
@@ -15,9 +17,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import DistributedType, PartialState
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer, TrainingArguments, default_data_collator
+from transformers import LlamaForCausalLM, Trainer, TrainingArguments, default_data_collator
 
-from clients.small import adapted, arguments, llama
+from clients.small import ROUTINGS, adapted, arguments, llama, tokenizer
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import RouterCallback, initialize_router
 from tucka.peft.files.sharded import whole_copy
@@ -106,6 +108,38 @@ def train(folder, stage, *, resume):
         torch.save(found, f"{folder}/{'resumed' if resume else 'trained'}.pt")
 
 
+def supervised(folder, stage, routing, *, padding_free):
+    """Train with TRL, and write what happened."""
+    import trl
+    from datasets import Dataset
+
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("RANK", "0")
+    llama().save_pretrained(f"{folder}/base{rank}")
+    more = {"use_cpu": True} if stage == 0 else {"use_cpu": False, "deepspeed": settings(stage)}
+    given = arguments(
+        trl.SFTConfig, folder, max_steps=STEPS, per_device_train_batch_size=BATCH // world, optim="sgd",
+        learning_rate=1.0, padding_free=padding_free, max_length=None if padding_free else 64,
+        gradient_checkpointing=stage > 0, bf16=False, **more,
+    )  # fmt: skip
+    base = LlamaForCausalLM.from_pretrained(f"{folder}/base{rank}")
+    assert (base.model.layers[0].self_attn.q_proj.weight.numel() == 0) == (stage == 3)
+    model, watch = adapted(routing, base=base, k=3, init_weights=False), Watching()
+    scope_of(model).router("default").is_initialized.fill_(1.0)  # alike however many processes see the rows
+
+    class SupervisedInOrder(InOrder, trl.SFTTrainer):
+        """As TRL does it, without shuffling."""
+
+    trainer = SupervisedInOrder(
+        model=model, args=given, processing_class=tokenizer(), callbacks=[watch],
+        train_dataset=Dataset.from_list([{"input_ids": row["input_ids"].tolist()} for row in rows()]),
+    )  # fmt: skip
+    trainer.train()
+    reentrant = (given.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+    found = {"history": trainer.state.log_history, "centroids": watch.centroids, "reentrant": reentrant}
+    if rank == "0":
+        torch.save(found, f"{folder}/trained.pt")
+
+
 def launched(folder):
     """Train in a loop of one's own, as the launcher's file says."""
     accelerator = Accelerator()
@@ -132,6 +166,8 @@ if __name__ == "__main__":
     folder, stage = sys.argv[1:3]
     if stage == "launched":
         launched(folder)
+    elif sys.argv[3:] and sys.argv[3] in ROUTINGS:
+        supervised(folder, int(stage), sys.argv[3], padding_free="free" in sys.argv)
     else:
         train(folder, int(stage), resume="resume" in sys.argv)
     if dist.is_initialized():

@@ -62,10 +62,11 @@ def test_gradients_are_those_of_one_process_on_the_whole_batch(results, kind, ro
         torch.testing.assert_close(routes[0], last_route(model))
 
 
-def test_a_checkpoint_uses_the_common_decision_again(results):
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_uses_the_common_decision_again(results, reentrant):
     model = in_one_process("llama", "batch", started=False)
     for found in results:
-        assert_same_gradients(found["checkpointed"]["gradients"], model)
+        assert_same_gradients(found["checkpointed", reentrant]["gradients"], model)
 
 
 def test_accelerate_accumulates_and_keeps_the_ranks_alike(results):

@@ -8,7 +8,8 @@ from accelerate import cpu_offload, disk_offload
 from peft import get_peft_model
 from torch import nn
 
-from tucka.peft import TuckAConfig
+from tucka.errors import RouteError
+from tucka.peft import TuckAConfig, initialize_router, pin_route
 
 PINNED = {"pinned_gates": [[0.5, 0.5], [0.0, 0.0]]}
 CPU = torch.device("cpu")
@@ -37,6 +38,16 @@ def test_an_offloaded_model_computes_the_same(tmp_path, way, options):
     expected = copy.deepcopy(model)(x)
     offload(model, way, tmp_path)
     assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("way", ["cpu", "disk"])
+def test_a_route_is_measured_on_an_offloaded_model_and_a_start_is_refused(tmp_path, way):
+    model, batches = adapted(), list(torch.randn(4, 3, 4, 8))
+    expected = pin_route(copy.deepcopy(model), batches=batches)
+    offload(model, way, tmp_path)
+    with pytest.raises(RouteError, match="before the model is offloaded"):
+        initialize_router(model, batches, progress=False)
+    torch.testing.assert_close(pin_route(model, batches=batches), expected)
 
 
 @torch.no_grad()

@@ -54,12 +54,12 @@ def data_for_initialization(rank):
     return [text(batch=4 + rank, seed=10 * rank + number) for number in range(2 + rank)]
 
 
-def ddp_gradients(rank, kind, routing, split, *, checkpointed=False, pinned=False):
+def ddp_gradients(rank, kind, routing, split, *, checkpointed=False, reentrant=False, pinned=False):
     model = whole_model(kind, routing, started=False)
     if pinned:
         pin_route(model, group=1)
     if checkpointed:
-        model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+        model.base_model.model.activation_checkpointing_enable({"use_reentrant": reentrant})
         model.enable_input_require_grads()
     wrapped = DistributedDataParallel(model)
     for seed in (1, 2):  # the second step would fail if the first had left a gradient out
@@ -240,7 +240,9 @@ def all_results(rank, folder):
         for routing in ROUTINGS:
             for split in SPLITS:
                 results[kind, routing, split] = ddp_gradients(rank, kind, routing, split)
-    results["checkpointed"] = ddp_gradients(rank, "llama", "batch", "equal", checkpointed=True)
+    for reentrant in (False, True):
+        options = {"checkpointed": True, "reentrant": reentrant}
+        results["checkpointed", reentrant] = ddp_gradients(rank, "llama", "batch", "equal", **options)
     results["pinned"] = ddp_gradients(rank, "plain", "batch", "equal", pinned=True)
     results["sync off"] = sync_off(rank)
     results["alone"] = one_evaluates_alone(rank)

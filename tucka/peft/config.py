@@ -44,6 +44,7 @@ _OF_OTHERS = {
     "fan_in_fan_out": "Leave it out: layers whose weight is turned are known by their class",
     "use_rslora": "Leave it out, and set alpha: the update is not divided by the rank",
     "use_dora": "Leave it out: the weight is not decomposed",
+    "layer_replication": "Leave it out: an adapter does not repeat layers of its base",
 }
 
 

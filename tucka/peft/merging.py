@@ -90,6 +90,10 @@ def _mergeable_weight(layer: TuckALayer, names: list[str]) -> Tensor:
             rule = f"adapter {name!r} pinned, since the update of a routed one depends on the input"
             cure = "Pin it with tucka.peft.pin_route(model, ...) or set pinned_gates in its configuration"
             raise RouteError(expected("merge", rule, "a routed adapter", where=where, cure=cure))
+        if any(name in given for given in layer.tucka_scope.forwards.state.given):
+            cure = "Leave `with given_route(model, ...):` first"
+            rule, got = f"the pinned route of adapter {name!r} to be in use", "one that given_route gives"
+            raise RouteError(expected("merge", rule, got, where=where, cure=cure))
     weight = readable_weight(layer)
     kind = type(layer.get_base_layer()).__name__
     if kind in _STANDARDISED:

@@ -63,16 +63,88 @@ def test_a_reentrant_region_is_the_same_object_in_its_backward():
     seen = []
 
     def inside(x):
-        seen.append(private.reentrant_checkpoint())
+        seen.append(private.reentrant_checkpoints())
         return x.sin()
 
     checkpoint(inside, torch.ones(2, requires_grad=True), use_reentrant=True).sum().backward()
-    assert len(seen) == 2
-    assert seen[0] is seen[1] is not None
+    ((first, again),), ((same, last),) = seen
+    assert first is same
+    assert (again, last) == (False, True)
+    assert private.has_input_gradients(first)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_a_reentrant_region_knows_whether_a_backward_may_come():
+    seen = []
+
+    def inside(x):
+        seen.append([private.has_input_gradients(region) for region, _ in private.reentrant_checkpoints()])
+        return x.sin()
+
+    x = torch.ones(2, requires_grad=True)
+    checkpoint(inside, x * 2, use_reentrant=True)
+    checkpoint(inside, torch.ones(2), use_reentrant=True)
+    with torch.no_grad():
+        checkpoint(inside, x, use_reentrant=True)
+    assert seen == [[True], [False], [False]]
+
+
+def test_reentrant_regions_inside_of_each_other_are_all_seen():
+    seen = []
+
+    def inside(x):
+        seen.append(private.reentrant_checkpoints())
+        return x.sin()
+
+    def outside(x):
+        return checkpoint(inside, x, use_reentrant=True).cos()
+
+    checkpoint(outside, torch.ones(2, requires_grad=True), use_reentrant=True).sum().backward()
+    assert [[again for _, again in regions] for regions in seen] == [[False, False], [False, True], [True, True]]
+    assert seen[0][1][0] is seen[1][1][0] is seen[2][1][0]
+    assert seen[0][0][0] is not seen[1][0][0] is seen[2][0][0]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_call_is_known_to_be_computed_again(reentrant):
+    seen = []
+
+    def inside(x):
+        seen.append(private.is_computed_again())
+        return x.sin()
+
+    y = checkpoint(inside, torch.ones(2, requires_grad=True), use_reentrant=reentrant)
+    y.register_hook(lambda _gradient: seen.append(private.is_computed_again()))
+    y.sum().backward()
+    assert seen == [False, False, True]
+
+
+def test_backwards_have_numbers_and_an_end():
+    assert private.running_backward() == -1
+    x, seen = torch.ones(2, requires_grad=True), []
+
+    def look(_gradient):
+        seen.append(private.running_backward())
+        private.at_end_of_backward(lambda: seen.append("end"))
+
+    x.register_hook(look)
+    (x * 2).sum().backward()
+    (x * 3).sum().backward()
+    assert seen[1::2] == ["end", "end"]
+    assert len(set(seen)) == 3
+    assert -1 not in seen
+
+    def fail():
+        raise KeyError("left")
+
+    x.register_hook(lambda _gradient: private.at_end_of_backward(fail))
+    with pytest.raises(KeyError, match="left"):
+        (x * 2).sum().backward()
 
 
 def test_nothing_is_seen_outside_of_regions():
-    assert private.reentrant_checkpoint() is None
+    assert private.reentrant_checkpoints() == []
+    assert not private.is_computed_again()
     assert private.checkpoint_frame() == (None, False)
     with torch.autograd.graph.save_on_cpu():
         assert private.checkpoint_frame() == (None, False)

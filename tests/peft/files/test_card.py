@@ -52,6 +52,18 @@ def test_a_pinned_route_and_the_base_model_are_told(tmp_path):
     assert "base_model: someone/some-model" in text
 
 
+def test_patterns_are_told_and_leave_the_table_whole(tmp_path):
+    options = {"rank_pattern": {"q_proj": 2, "(k|v)_proj": 3}, "alpha_pattern": {"v_proj": 0.5}}
+    model = adapt("llama", routing="sample", target_modules=r".*\.(q|v)_proj", **options)
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    text = card_of(tmp_path)
+    assert row(text, "layers") == r"`.*\.(q\|v)_proj`"
+    assert row(text, "other ranks") == r"2 in `q_proj`, 3 in `(k\|v)_proj`"
+    assert row(text, "other scales") == "0.5 in `v_proj`"
+    adapt("llama", routing="sample").save_pretrained(tmp_path, save_embedding_layers=False)
+    assert "other ranks" not in card_of(tmp_path)
+
+
 def test_the_cards_own_lines_load_the_adapter(tmp_path):
     torch.manual_seed(0)
     model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), TuckAConfig(r=2, target_modules=["0"]))

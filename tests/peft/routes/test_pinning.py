@@ -1,5 +1,7 @@
 """Pinning and unpinning a route: measured or given, and in a merged model."""
 
+import contextlib
+
 import pytest
 import torch
 from peft import get_peft_model
@@ -7,8 +9,8 @@ from peft import get_peft_model
 from support.adapting import adapt
 from support.bases import make_base, run
 from support.tiny_models import make, output_of, text
-from tucka.errors import ConfigError
-from tucka.peft import TuckAConfig, expert_load, last_route, load_adapter, pin_route, unpin_route
+from tucka.errors import ConfigError, RouteError
+from tucka.peft import TuckAConfig, expert_load, given_route, last_route, load_adapter, pin_route, unpin_route
 
 BATCHES = [text(batch=16, seed=seed) for seed in range(6)]
 
@@ -90,6 +92,19 @@ def test_unpinning_unmerges_first_and_the_adapter_is_routed_again():
     assert not model.get_model_status().merged_adapters
     run(model, inputs)
     assert last_route(model).shape == (2, 2, 2)
+
+
+@torch.no_grad()
+def test_a_given_route_unmerges_first_and_is_not_merged():
+    model, inputs = merged()
+    with contextlib.ExitStack() as stack:
+        with pytest.warns(UserWarning, match="Unmerging the model first"):
+            stack.enter_context(given_route(model, groups=1))
+        given = run(model, inputs)
+        with pytest.raises(RouteError, match="given_route"):
+            model.merge_adapter()
+    pin_route(model, group=1)
+    torch.testing.assert_close(run(model, inputs), given)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Gradients when layers are computed again in the backward: gradient checkpointing in all its ways."""
+"""Gradients when layers are computed again in the backward: gradient checkpointing that is not reentrant."""
 
 import copy
 import functools
@@ -14,20 +14,19 @@ from support.adapting import adapt, gradients
 from support.tiny_models import VOCABULARY, WIDTH, inputs_for, loss_of, text
 from tucka.backends.torch import routing_scope
 from tucka.backends.torch.routing.scope import scope_of
-from tucka.errors import RouteError
-from tucka.peft import TuckAConfig, expert_load, given_route, pin_route
+from tucka.peft import TuckAConfig, expert_load
 
 kinds = pytest.mark.parametrize("kind", ["llama", "bert", "opt", "gpt2", "t5", "vit"])
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 
 
-def pair(kind, routing="batch", *, reentrant=False, **options):
+def pair(kind, routing="batch", **options):
     """Two equal models in training, the second one with gradient checkpointing."""
     options = {"init_weights": False, "affinity": "dot", **options}
     plain = adapt(kind, dtype=torch.float64, routing=routing, **options).train()
     checkpointed = copy.deepcopy(plain)
     root = checkpointed.base_model.model
-    root.activation_checkpointing_enable({"use_reentrant": reentrant})
+    root.activation_checkpointing_enable({"use_reentrant": False})
     checkpointed.enable_input_require_grads()
     plain.enable_input_require_grads()
     return plain, checkpointed
@@ -149,67 +148,6 @@ def test_two_forwards_that_are_read_by_hooks_before_one_backward(routing):
             model(**inputs_for("llama", seed=seed))
         (caught[0] - 0.5 * caught[1]).square().mean().backward()
     assert_same_gradients(plain, checkpointed)
-
-
-@pytest.mark.parametrize("kind", ["llama", "bert"])
-def test_reentrant_checkpointing_is_refused_while_a_router_trains(kind):
-    plain, model = pair(kind, reentrant=True)
-    inputs = inputs_for(kind)
-    with pytest.raises(RouteError, match="use_reentrant"):
-        loss_of(model, inputs)
-    for each in (plain, model):
-        pin_route(each, group=1)
-        loss_of(each, inputs).backward()
-    ours, theirs = gradients(plain), gradients(model)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        torch.testing.assert_close(theirs[name], gradient, rtol=0, atol=1e-12)
-    with model.disable_adapter():
-        loss_of(model, inputs)
-
-
-def frozen_router(model):
-    """Let only experts train."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".tucka_experts." in name)
-
-
-@pytest.mark.parametrize("kind", ["llama", "t5"])
-@routings
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_reentrant_checkpointing_with_a_router_that_does_not_train(kind, routing, order):
-    plain, model = pair(kind, routing, reentrant=True)
-    for each in (plain, model):
-        frozen_router(each)
-        losses = [loss_of(each, inputs_for(kind, seed=seed)) for seed in (1, 2)]
-        (losses[order[0]] - 0.5 * losses[order[1]]).backward()
-    ours, theirs = gradients(plain), gradients(model)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        torch.testing.assert_close(theirs[name], gradient, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("options", [{"routing": "given"}, {"routing": "sample"}, {"pinned": True}], ids=str)
-def test_reentrant_checkpointing_with_a_route_that_the_caller_gives(options):
-    pinned = options.pop("pinned", False)
-    plain, model = pair("llama", reentrant=True, **options)
-    for each in (plain, model):
-        if pinned:
-            pin_route(each, group=0)
-        with given_route(each, groups=[0, 2, 1]):
-            first = loss_of(each, inputs_for("llama"))
-        with given_route(each, groups=[1, 1, 2]):
-            (first - 0.5 * loss_of(each, inputs_for("llama"))).backward()
-    ours, theirs = gradients(plain), gradients(model)
-    assert ours.keys() == theirs.keys()
-    for name, gradient in ours.items():
-        torch.testing.assert_close(theirs[name], gradient, rtol=0, atol=1e-12)
-
-
-def test_reentrant_checkpointing_evaluates():
-    _, model = pair("llama", reentrant=True)
-    with torch.no_grad():
-        loss_of(model.eval(), inputs_for("llama"))
 
 
 def test_copies_and_outputs_hold_no_graph_of_the_scope():

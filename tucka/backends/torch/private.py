@@ -17,13 +17,16 @@ from torch.utils.checkpoint import CheckpointFunction, _CachingTorchDispatchMode
 __all__ = [
     "are_transformations_on",
     "assert_later",
+    "at_end_of_backward",
     "audio_mask",
     "checkpoint_frame",
     "data_parallel_group",
+    "has_input_gradients",
     "has_input_hooks",
     "has_master_copy",
     "is_any_autocast_on",
     "is_called_alone",
+    "is_computed_again",
     "is_exporting",
     "is_in_pieces",
     "is_replica",
@@ -33,7 +36,8 @@ __all__ = [
     "outside_checkpoints",
     "parameters_by_name",
     "pooled_mask",
-    "reentrant_checkpoint",
+    "reentrant_checkpoints",
+    "running_backward",
     "version_of",
     "versions_of",
     "whole_shape",
@@ -61,18 +65,43 @@ def outer_checkpoint_frames() -> list[tuple[Any, bool]]:
     return [found for found in map(_frame_of, taken[1:]) if found[0] is not None]
 
 
-def reentrant_checkpoint() -> Any:
-    """Return torch's object for the reentrant checkpoint around this call, the same in its backward; None without."""
-    # It looks at the callers: there is no other trace of such checkpoints, which run without gradients at first.
+def reentrant_checkpoints() -> list[tuple[Any, bool]]:
+    """List torch's objects for the reentrant checkpoints around this call, and whether each is computed again."""
+    # From inner to outer; each is the same in its forward and its backward. It looks at the callers: there is no other
+    # trace of such checkpoints, which run without gradients at first.
+    found = []
     caller: Any = inspect.currentframe()
     while caller is not None:
         if caller.f_code in _REENTRANT:
-            return caller.f_locals["ctx"]
+            found.append((caller.f_locals["ctx"], caller.f_code is _REENTRANT[1]))
         caller = caller.f_back
-    return None
+    return found
+
+
+def is_computed_again() -> bool:
+    """Tell whether this call runs in a checkpoint of either kind that a backward computes again."""
+    if torch.compiler.is_compiling() or running_backward() == -1:
+        return False
+    frames = [checkpoint_frame(), *outer_checkpoint_frames(), *reentrant_checkpoints()]
+    return any(again for _, again in frames)
+
+
+def has_input_gradients(region: Any) -> bool:
+    """Tell whether a backward may reach a reentrant checkpoint: it has a place in a graph."""
+    return bool(region.next_functions)  # none where no input needs a gradient, or all is inside of torch.no_grad
 
 
 _REENTRANT = (CheckpointFunction.forward.__code__, CheckpointFunction.backward.__code__)
+
+
+# The number of the backward that runs in this thread, another one for each backward inside of it; -1 outside of all.
+running_backward: Callable[[], int] = torch._C._current_graph_task_id
+
+
+def at_end_of_backward(function: Callable[[], None]) -> None:
+    """Call a function when the backward that runs now has ended well; what it raises, the backward raises."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(function)
 
 
 def _frame_of(hooks: Any) -> tuple[Any, bool]:

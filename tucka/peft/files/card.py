@@ -99,15 +99,27 @@ def _rows(folder: Path, entries: Mapping[str, Any]) -> dict[str, Any]:
     routing = _ROUTING.get(entries["routing"], "chosen by the model")
     rows = {
         "base model": entries["base_model_name_or_path"] or "not recorded",
-        "layers": f"`{listed}`",
+        "layers": _code(listed),
         "rank r, groups k, experts of a group t, rank of their mode p": ", ".join(str(entries[key]) for key in "rktp"),
+        "other ranks": _listed(entries["rank_pattern"]),
         "scale α": entries["alpha"],
+        "other scales": _listed(entries["alpha_pattern"]),
         "routing": routing if entries["pinned_gates"] is None else "pinned: one fixed route, no router runs",
         "modules saved whole": ", ".join(entries["modules_to_save"] or ()) or "none",
         "numbers in the file": _count(folder / SAFETENSORS_WEIGHTS_NAME),
         "versions": f"tucka {__version__}, PEFT {entries['peft_version']}",
     }
     return {name: value for name, value in rows.items() if value is not None}
+
+
+def _listed(pattern: Mapping[str, Any] | None) -> str | None:
+    return ", ".join(f"{value} in {_code(name)}" for name, value in (pattern or {}).items()) or None
+
+
+def _code(text: str) -> str:
+    """Set names or a regular expression in a cell of a table, which ends at a bar."""
+    escaped = text.replace("|", r"\|")
+    return f"`{escaped}`"
 
 
 def _count(path: Path) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ConfigError, expected
-from tucka.peft.adapters import change_config, chosen_adapter, layers_of, spec_of
+from tucka.peft.adapters import change_config, chosen_adapter, layers_of, spec_of, unmerge_first
 from tucka.peft.config import TuckAConfig
 
 __all__ = ["add_group", "given_route", "group_index"]
@@ -27,7 +27,8 @@ def given_route(
 ) -> Iterator[None]:
     """Use a route that the caller gives, in every forward, generation and training step inside of the context.
 
-    Works for every adapter. One with ``TuckAConfig(routing="given")`` has no router and runs in no other way.
+    Works for every adapter. One with ``TuckAConfig(routing="given")`` has no router and runs in no other way. A merged
+    model is unmerged first, with a warning.
 
     Parameters
     ----------
@@ -73,6 +74,7 @@ def given_route(
     if (groups is None) == (gates is None):
         raise ConfigError(expected("groups", "either them or gates", "both or none", where="given_route"))
     chosen = _gates_of_groups(model, name, groups) if gates is None else _checked(model, name, gates)
+    unmerge_first(model)  # a merged layer asks for no route
     with scope_of(model).given({name: chosen}):
         yield
 

@@ -79,7 +79,8 @@ def observe(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # ranks may have different numbers of batches, and DDP would wait
     scope = scope_of(model)
-    device = next(model.parameters()).device
+    # Where parameters are offloaded, Accelerate brings the inputs to where the model is executed.
+    device = next((each.device for each in model.parameters() if not each.is_meta), None)
     load = {part: counts.clone() for part, counts in scope.load[adapter].items()}
     with ExitStack() as stack:
         stack.enter_context(_untouched_randomness(batches))
@@ -100,7 +101,7 @@ def unmasked(decisions: Tensor, mask: Tensor | None, *, ndim: int) -> Tensor:
     return decisions.reshape(-1, *decisions.shape[decisions.ndim - ndim :])
 
 
-def _run(model: nn.Module, batch: Any, device: torch.device) -> None:
+def _run(model: nn.Module, batch: Any, device: torch.device | None) -> None:
     if isinstance(batch, Tensor):
         model(batch.to(device))
     elif isinstance(batch, Mapping):

@@ -117,7 +117,7 @@ def initialize_router(
         If there is no such active adapter, no batch, a number of batches below 1, or a scale that is
         negative or without ``"dai"``.
     RouteError
-        If the adapter has no router.
+        If the adapter has no router, or its parameters are offloaded.
 
     References
     ----------
@@ -138,6 +138,10 @@ def initialize_router(
     name, routers = _routed(model, adapter_name)
     check_count("max_batches", max_batches, where="initialize_router")
     _check_scale(scale, routers[0].spec.initialization)
+    if any(router.centroids.is_meta for router in routers):
+        rule, got = "a router whose parameters are in memory", "one that is offloaded, or on the meta device"
+        cure = "Start it before the model is offloaded"
+        raise RouteError(expected("model", rule, got, where="initialize_router", cure=cure))
     seen = {id(router): _Seen(router) for router in routers}
 
     def watch(router: Router, x: Tensor, mask: Tensor | None, _gates: Tensor) -> None:

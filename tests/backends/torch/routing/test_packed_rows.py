@@ -8,8 +8,9 @@ import torch
 from support.refusals import refused
 from support.routed import EXACT, causal, logits
 from support.tiny_models import tokens
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import RouteError
-from tucka.peft import expert_load, given_route, last_route
+from tucka.peft import expert_load, given_route, initialize_router, last_route, pin_route
 
 LENGTHS = (7, 5, 1, 4)
 DOCUMENTS = [tokens(1, length, seed=seed) for seed, length in enumerate(LENGTHS)]
@@ -115,6 +116,27 @@ def test_the_routes_and_the_load_of_documents():
         lengths += length * (route[0, start] != 0).any(dim=-1)
     assert load.tolist() == lengths.tolist()
     assert int(expert_load(single).sum()) == len(LENGTHS)
+
+
+@finer
+def test_a_router_starts_from_documents(routing):
+    started = []
+    for together in (True, False):
+        model = causal(routing)
+        batches = [{"input_ids": ROW, "position_ids": POSITIONS, "use_cache": False}]
+        initialize_router(model, batches if together else [{"input_ids": each} for each in DOCUMENTS], progress=False)
+        started.append(scope_of(model).router("default").centroids)
+    torch.testing.assert_close(*started, rtol=0, atol=1e-5)
+
+
+def test_a_pinned_route_is_the_mean_over_documents():
+    pinned = []
+    for together in (True, False):
+        model = causal("sample")
+        batches = [{"input_ids": ROW, "position_ids": POSITIONS, "use_cache": False}]
+        pin_route(model, batches=batches if together else [{"input_ids": each} for each in DOCUMENTS])
+        pinned.append(last_route(model))
+    torch.testing.assert_close(*pinned, rtol=0, atol=1e-6)
 
 
 @finer

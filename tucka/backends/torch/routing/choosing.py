@@ -56,10 +56,13 @@ def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
     return scaled, norms + is_zero
 
 
-def gates_of(logits: Tensor, *, gate_norm: bool, bias: Tensor | None = None) -> Tensor:
-    """Choose a group for each decision and gate its experts, (..., k, t) to the same shape."""
-    compared = logits.detach().amax(dim=-1)
-    compared = compared if bias is None else compared + bias
+def gates_of(logits: Tensor, *, gate_norm: bool, bias: Tensor | None = None, like: Tensor | None = None) -> Tensor:
+    """Choose a group for each decision, or keep that of other gates, and gate its experts, (..., k, t) to the same."""
+    if like is None:
+        compared = logits.detach().amax(dim=-1)
+        compared = compared if bias is None else compared + bias
+    else:
+        compared = like.sum(dim=-1)
     chosen = compared.argmax(dim=-1, keepdim=True)
     others = (torch.arange(logits.shape[-2], device=logits.device) != chosen)[..., None]
     # Before the scores: what the other groups hold must not reach the gradient, where an infinity would become NaN.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -12,13 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.private import checkpoint_frame, outer_checkpoint_frames, reentrant_checkpoint
+from tucka.backends.torch.private import (
+    checkpoint_frame,
+    outer_checkpoint_frames,
+    reentrant_checkpoints,
+    running_backward,
+)
 from tucka.backends.torch.routing.generation import Generation
-from tucka.backends.torch.routing.inputs import Inputs, caches_in, read_inputs
+from tucka.backends.torch.routing.inputs import Inputs, read_inputs
 from tucka.backends.torch.routing.parts import Part
+from tucka.backends.torch.routing.reentrant import Remake
 from tucka.backends.torch.routing.routes import Fit, Route
 
-__all__ = ["Call", "Forward", "Forwards", "Parent"]
+__all__ = ["Forward", "Forwards", "regions_without_gradients"]
 
 
 class Forward:
@@ -54,6 +61,8 @@ class Forward:
         self.several = False  # whether more than one has
         self.of_samples: tuple[Any, ...] = ()  # the tensors that the parent of a layer was called with
         self.again: Forward | None = None  # the copy that recomputations use
+        self.remakes: dict[str, Remake] = {}  # by adapter: routes that reentrant checkpoints make once more
+        self.backward: int | None = None  # the whole backward in which such a checkpoint is computed again
         self._inputs: Inputs | None = None
 
     @property
@@ -87,16 +96,44 @@ class Forward:
     def replay(self) -> Forward:
         """Return a copy for recomputations: it holds no graph, which would hold what holds the copy."""
         if self.again is None:
-            self.again = copy = Forward(self.part, None, (), {}, None)
-            copy.inputs = replace(self.inputs, main=None, others={}, labels=None, cache=None)
-            copy.past, copy.encoder_unknown, copy.grad = self.past, self.encoder_unknown, self.grad
-            copy.features_unknown = self.features_unknown
-            copy.generation = self.generation
+            self.again = copy = self._copy(replace(self.inputs, main=None, others={}, labels=None, cache=None))
             for name in ("routes", "known"):
                 getattr(copy, name).update(
                     {key: value.detached(leaf=True) for key, value in getattr(self, name).items()}
                 )
         return self.again
+
+    def _copy(self, inputs: Inputs) -> Forward:
+        copy = Forward(self.part, None, (), {}, None)
+        copy.inputs = inputs
+        copy.past, copy.encoder_unknown, copy.grad = self.past, self.encoder_unknown, self.grad
+        copy.features_unknown, copy.generation, copy.backward = self.features_unknown, self.generation, self.backward
+        return copy
+
+    def replay_reentrant(self, where: str) -> Forward:
+        """Return the copy for recomputations with a backward of their own, from which gradients have to come back."""
+        again = self.replay()
+        for name in ("routes", "known"):
+            copies = getattr(again, name)
+            for adapter, route in getattr(self, name).items():
+                if adapter in copies and not copies[adapter].collects():
+                    copies[adapter] = route.collecting(where).detached(leaf=True)
+        return again
+
+    def computed_again(self, region: Any) -> Forward:
+        """Return a copy for one recomputation of a reentrant checkpoint, with copies of the gates."""
+        copy = self._copy(self.inputs)
+        copy.backward = running_backward() if self.backward is None else self.backward
+        copy.remakes = {name: remake for name, remake in self.remakes.items() if region in remake.regions}
+        for name in ("routes", "known"):
+            getattr(copy, name).update(
+                {
+                    adapter: route.copied(copy.backward)
+                    for adapter, route in getattr(self, name).items()
+                    if adapter not in copy.remakes
+                }
+            )
+        return copy
 
 
 class _State(threading.local):
@@ -117,6 +154,8 @@ class Forwards:
     def _forget(self) -> None:
         self.state = _State()
         self._by_frame: weakref.WeakKeyDictionary[Any, dict[str, Forward]] = weakref.WeakKeyDictionary()
+        # By reentrant checkpoint and part: the backward that computes it again now, and what its layers then use.
+        self._now: weakref.WeakKeyDictionary[Any, dict[str, tuple[int, Forward]]] = weakref.WeakKeyDictionary()
         self._given_by_frame: weakref.WeakKeyDictionary[Any, dict[str, Tensor]] = weakref.WeakKeyDictionary()
         self._has_given_regions = False
 
@@ -135,11 +174,13 @@ class Forwards:
             found = next((forward for forward in reversed(stack) if forward.part.name in (part, None)), None)
         if torch.compiler.is_compiling():
             return found
+        if running_backward() != -1:
+            found = self._computed_again(part) or found
         if not torch.is_grad_enabled():
             return found if found is None or not found.grad else self._without_gradients(part, found)
         frame, again = checkpoint_frame()
         if frame is None:
-            return self._in_reentrant(part) if found is None else found
+            return found
         if found is not None and found.frame is frame:  # the whole call is inside of the checkpoint
             return found
         known = self._by_frame.get(frame, {}).get(part)
@@ -147,15 +188,21 @@ class Forwards:
             return known if again or found is None else found
         return self._in_region(frame, part, found)
 
-    def _in_reentrant(self, part: str) -> Forward | None:
-        region = reentrant_checkpoint()
-        return None if region is None else self._by_frame.get(region, {}).get(part)
+    def _computed_again(self, part: str) -> Forward | None:
+        """Return what the layers of a reentrant checkpoint use that is computed again now."""
+        region = next((region for region, again in reentrant_checkpoints() if again), None)
+        known = None if region is None else self._by_frame.get(region, {}).get(part)
+        if known is None:
+            return None
+        now = self._now.setdefault(region, {})
+        if part not in now or now[part][0] != running_backward():
+            now[part] = running_backward(), known.computed_again(region)
+        return now[part][1]
 
     def _without_gradients(self, part: str, found: Forward) -> Forward:
-        """Note which call the layers of a reentrant checkpoint belong to."""
-        region = reentrant_checkpoint()
-        if region is not None:
-            self._by_frame.setdefault(region, {})[part] = found.replay()
+        """Note which call the layers of a reentrant checkpoint, and of those around it, belong to."""
+        for region in regions_without_gradients():
+            self._by_frame.setdefault(region, {})[part] = found.replay_reentrant(part or "model")
         return found
 
     def _in_region(self, frame: Any, part: str, found: Forward | None) -> Forward | None:
@@ -193,9 +240,9 @@ class Forwards:
     @staticmethod
     def _regions() -> list[tuple[Any, bool]]:
         """List the checkpointed regions around this call, and whether each is computed again."""
-        region = reentrant_checkpoint()
-        if region is not None:
-            return [(region, torch.is_grad_enabled())]
+        regions = reentrant_checkpoints()
+        if regions:
+            return regions
         frame, again = checkpoint_frame() if torch.is_grad_enabled() else (None, False)
         return [] if frame is None else [(frame, again), *outer_checkpoint_frames()]
 
@@ -210,103 +257,9 @@ class Forwards:
             del stack[stack.index(forward) :]
 
 
-class Call:
-    """The ``forward`` of a module that begins a call: its class's own, with a record of it while it runs."""
-
-    def __init__(self, scope: Any, module: nn.Module, part: Part) -> None:
-        self.scope = scope
-        self.module = module
-        self.part = part
-        # Another library's, put there before.
-        self.inner = vars(module).get("forward")
-
-    @property
-    def __wrapped__(self) -> Any:
-        """What is called, for `inspect.signature`."""
-        return type(self.module).forward.__get__(self.module) if self.inner is None else self.inner
-
-    @property
-    def __code__(self) -> Any:
-        """The code of what is called, for `torch.export`."""
-        return self.__wrapped__.__code__
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's own forward, with the arguments of that."""
-        return self.run(self.__wrapped__, args, kwargs)
-
-    def run(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], method: Any = None) -> Any:
-        """Run the forward, or another method of the module, with a record of it."""
-        forwards: Forwards = self.scope.forwards
-        stack = forwards.state.open
-        parent = stack[-1] if stack else None
-        if any(running.module is self.module for running in stack):  # for somebody else, from inside of itself
-            parent = None
-        generations = forwards.state.generations
-        steps = generations[-1].steps if generations else None
-        around = None if steps is None else steps.now
-        forward = Forward(self.part, self.module, args, kwargs, parent)
-        if forward.grad and not torch.compiler.is_compiling():
-            forward.frame = checkpoint_frame()[0]
-        self.scope.memory.begin(forward)
-        if method is not None and method.goes_on:
-            self.scope.memory.go_on(forward)
-        stack.append(forward)
-        try:
-            output = function(*args, **kwargs)
-            self.scope.memory.end(forward, output, next(caches_in(_parts_of(output)), None))
-            if method is not None and not method.goes_on:
-                self.scope.memory.hand_on(forward, output)
-        finally:  # whatever ends the call
-            del stack[stack.index(forward) :]
-            if steps is not None and not torch.compiler.is_compiling():
-                steps.now = around
-        return output
-
-    @classmethod
-    def put_on(cls, module: nn.Module, scope: Any, part: Part) -> None:
-        """Let calls of a module be recorded."""
-        vars(module)["forward"] = cls(scope, module, part)
-
-    @classmethod
-    def take_off(cls, module: nn.Module, scope: Any) -> None:
-        """Put back what was there before."""
-        call = vars(module).get("forward")
-        if isinstance(call, cls) and call.scope is scope:
-            del vars(module)["forward"]
-            if call.inner is not None:
-                vars(module)["forward"] = call.inner
-
-
-def _parts_of(output: Any) -> Any:
-    return output if isinstance(output, (dict, tuple, list)) else ()
-
-
-class Parent:
-    """Notes what the parent of a layer was called with, where the layer gets tokens and tables of positions."""
-
-    @staticmethod
-    def put_on(module: nn.Module, scope: Any) -> None:
-        """Note the tensors of each call of a module."""
-        notes = vars(module).setdefault("_tucka_notes", {})
-        if scope.key not in notes:
-            notes[scope.key] = module.register_forward_pre_hook(_Note(scope), with_kwargs=True)
-
-    @staticmethod
-    def take_off(module: nn.Module, scope: Any) -> None:
-        """Stop noting."""
-        handle = vars(module).get("_tucka_notes", {}).pop(scope.key, None)
-        if handle is not None:
-            handle.remove()
-
-
-class _Note:
-    """A hook that tells the running call which tensors belong to its samples."""
-
-    def __init__(self, scope: Any) -> None:
-        self.scope = scope
-
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        forward = self.scope.forwards.innermost(self.scope.part_around(_module))
-        if forward is not None:
-            named = (*args[:1], kwargs.get("hidden_states"), kwargs.get("query_states"))
-            forward.of_samples = tuple(value for value in named if isinstance(value, Tensor))
+def regions_without_gradients() -> list[Any]:
+    """List the reentrant checkpoints around this call, from inner to outer, up to one that is computed again."""
+    if torch.compiler.is_compiling():
+        return []
+    around = itertools.takewhile(lambda region: not region[1], reentrant_checkpoints())
+    return [region for region, _ in around]

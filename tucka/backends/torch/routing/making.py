@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.private import is_exporting, is_transformed, outside_checkpoints
+from tucka.backends.torch.private import (
+    has_input_gradients,
+    is_computed_again,
+    is_exporting,
+    is_transformed,
+    outside_checkpoints,
+)
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
-from tucka.backends.torch.routing.caches import check_empty
+from tucka.backends.torch.routing.forwards import regions_without_gradients
 from tucka.backends.torch.routing.inputs import Inputs
-from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, view_of
+from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, View, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
 from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
+from tucka.backends.torch.routing.permitted import check_features, check_origin, checked_router, trains_before
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
+from tucka.backends.torch.routing.reentrant import Collected, Remake
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import Fit, Route
 from tucka.backends.torch.routing.starting import FirstBatches, can_start_inside
@@ -40,7 +49,9 @@ class Maker:
 
     def make(self, adapter: str, layer: Any, x: Tensor, forward: Forward, layout: Layout) -> Route:
         """Route on the input (..., d) of a layer, for it and all others of its part of the model."""
-        router = self._checked_router(adapter, layer, x, forward)
+        if adapter in forward.remakes:
+            return self._made_again(adapter, x, forward)
+        router = checked_router(self.scope, adapter, layer, x, forward)
         if layout is Layout.PIECES and x.shape[1:-1] != (forward.inputs.tokens,):
             rule, got = "a route that is made of all tokens", "a layer that is called on some of them at a time"
             cure = "Take it out with exclude_modules, set chunk_size_feed_forward=0, or give or pin the route"
@@ -51,18 +62,26 @@ class Maker:
             if forward.again is not None:
                 forward.again.inputs.rows, forward.again.inputs.tokens = forward.inputs.rows, forward.inputs.tokens
         by_token = router.spec.routing == "token"
-        self._check_features(layer, forward)
+        check_features(self.scope, layer, forward)
         if not by_token:
-            self._check_origin(layer, forward)
+            check_origin(self.scope, layer, forward)
         view = view_of(x, forward.inputs, layout)
         if view is None and router.spec.routing != "batch":
             raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
         rows = x if view is None else Fit(x, view).rows(x)
+        regions = [] if torch.is_grad_enabled() else regions_without_gradients()
+        # The first run of a checkpoint; not an evaluation in the mode of training, which no backward follows.
+        is_first = bool(regions) and (forward.grad or any(map(has_input_gradients, regions)))
+        trains = layer.training and (torch.is_grad_enabled() or is_first)
+        is_news = not is_computed_again()  # of a whole call in a checkpoint, whose first run was the forward
         with outside_checkpoints():
             mask, is_known = self._mask(adapter, layer, rows, forward, by_token=by_token)
             documents = self._documents(router, layer, rows, forward, mask)
-            gates = self._gates(adapter, layer, router, rows, mask, documents)
-            if not is_transformed(gates) and not is_exporting():
+            if is_news:
+                self._start(adapter, layer.tucka_part, router, rows, mask, documents, trains=trains)
+            make = _Making(router, mask, documents, *self._ranks(adapter, router, trains=trains))
+            gates = make(rows)
+            if is_news and not is_transformed(gates) and not is_exporting():
                 self._count(adapter, layer.tucka_part, count_groups(gates, mask))
         # The average of a continuing text would tell each token of later ones, and change with the cache.
         is_text = (
@@ -74,31 +93,67 @@ class Maker:
             documents=documents is not None,
             ordered=layout not in OF_OTHER_TOKENS,
             averages=is_known and not is_text,
+            cut=is_first and not forward.grad,
         )
-        forward.set_route(adapter, route)
-        if adapter in self.scope.observers:
-            self.scope.observers[adapter](router, rows, mask, gates)
+        if is_first and forward.grad:
+            is_needed = trains_before(self.scope) or any(map(has_input_gradients, regions))
+            collected = Collected(self.scope.path(layer), is_needed=is_needed)
+            remake = Remake(replace(route, collected=collected), _Again(make, view, gates), weakref.WeakSet(regions))
+            route = self._leaf(adapter, forward, remake)
+        else:
+            forward.set_route(adapter, route)
+        if is_news and adapter in self.scope.observers:
+            self.scope.observers[adapter](router, *_as_samples(router, rows, mask, documents, gates))
         return route
 
-    def _gates(
-        self, adapter: str, layer: Any, router: Router, rows: Tensor, mask: Tensor | None, documents: Tensor | None
-    ) -> Tensor:
-        """Call the router on an input (B, ..., d)."""
-        trains = layer.training and torch.is_grad_enabled()
+    def _leaf(self, adapter: str, forward: Forward, remake: Remake) -> Route:
+        """Note a route that a reentrant checkpoint has made without gradients, and how it is made again with them."""
+        route = remake.route
+        gates = route.collected.copy_of(route.gates, forward.backward)  # type: ignore[union-attr]
+        route = replace(route, gates=gates)
+        forward.set_route(adapter, route)
+        forward.replay().remakes[adapter] = remake
+        return route
+
+    def _made_again(self, adapter: str, x: Tensor, forward: Forward) -> Route:
+        """Make a route once more, in the recomputation of the reentrant checkpoint that has made it."""
+        remake = forward.remakes.pop(adapter)
+        if not torch.is_grad_enabled():  # in a checkpoint inside of that one, which is itself computed again later
+            regions = weakref.WeakSet(regions_without_gradients())
+            return self._leaf(adapter, forward, replace(remake, regions=regions))
+        with outside_checkpoints():
+            gates = remake.gates(x)
+        remake.route.collected.hand_on(gates, forward.backward)  # type: ignore[union-attr]
+        route = replace(remake.route, gates=gates)
+        forward.set_route(adapter, route)
+        return route
+
+    def _start(
+        self,
+        adapter: str,
+        part: str,
+        router: Router,
+        rows: Tensor,
+        mask: Tensor | None,
+        documents: Tensor | None,
+        *,
+        trains: bool,
+    ) -> None:
+        """Let a router that no data has started look at an input (B, ..., d)."""
         may_start = trains and router.waits and router.centroids.requires_grad
-        router.may_change = may_start and self._still_waits(adapter, layer.tucka_part, router, rows, mask)
+        router.may_change = may_start and self._still_waits(adapter, part, router, rows, mask, documents)
         if not router.may_change and adapter in self.first:  # started, by these batches or by somebody else
-            self.first[adapter].pop(layer.tucka_part, None)
-        if documents is not None:
-            return router.of_documents(rows, mask, documents)
+            self.first[adapter].pop(part, None)
+
+    def _ranks(self, adapter: str, router: Router, *, trains: bool) -> tuple[bool, Any]:
+        """Say whether an input is routed with those of other ranks, and which."""
         common = trains and router.spec.routing == "batch" and self.scope.options[adapter].synchronized
         group = ranks_of(self.scope.group) if common else None
-        if common and has_ranks(group):
-            return gates_over_ranks(router, rows, mask, group)
-        gates: Tensor = router(rows, mask)
-        return gates
+        return common and has_ranks(group), group
 
-    def _still_waits(self, adapter: str, part: str, router: Router, rows: Tensor, mask: Tensor | None) -> bool:
+    def _still_waits(
+        self, adapter: str, part: str, router: Router, rows: Tensor, mask: Tensor | None, documents: Tensor | None
+    ) -> bool:
         """Start a router that no data has started from its first batches in training, or say that it is not started."""
         if is_transformed(rows):
             return False
@@ -107,6 +162,7 @@ class Maker:
             self._warn_of_no_start(adapter)
             return False
         first = self.first.setdefault(adapter, {}).setdefault(part, FirstBatches())
+        rows, mask, _ = _as_samples(router, rows.detach(), mask, documents, None)
         return not first.start(router, rows, mask, group)
 
     def _warn_of_no_start(self, adapter: str) -> None:
@@ -152,7 +208,7 @@ class Maker:
         labels = forward.given("labels") if self.scope.root is not None and is_causal(self.scope.root) else None
         if isinstance(labels, Tensor) and tuple(labels.shape) == tuple(rows.shape[:-1]):
             return before_labels(mask, labels)
-        if labels is None and layer.training and torch.is_grad_enabled():
+        if labels is None and layer.training and (torch.is_grad_enabled() or forward.grad):
             self._warn_of_missing_labels(adapter)
         return mask
 
@@ -204,69 +260,56 @@ class Maker:
         # In place: what a compiled or captured forward starts from is then the same tensor each time.
         load.add_(counts)
 
-    def _check_features(self, layer: Any, forward: Forward) -> None:
-        """Raise where a method goes on with features of which it is not known who has made them."""
-        if forward.features_unknown:
-            rule, got = "features that this model's own forward_features has returned", "others, or changed ones"
-            cure = "Call the whole model, or give the route (given_route)"
-            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
 
-    def _check_origin(self, layer: Any, forward: Forward) -> None:
-        """Raise where a call goes on from earlier ones whose route is not known."""
-        where = self.scope.path(layer)
-        cure = "Let the adapted model fill the cache itself, use routing='token', or give the route (given_route)"
-        if forward.encoder_unknown and layer.tucka_role == "decoder":
-            rule, got = "encoder_outputs that this model's encoder has made", "others, whose route is not known"
-            raise RouteError(expected("route", rule, got, where=where, cure=cure))
-        if forward.past != 0:
-            got = "a filled cache that carries no route, or whose rows have been changed"
-            message = expected("route", "the route of the cache's prompt", got, where=where, cure=cure)
-            if not check_empty(forward.inputs.cache, message):
-                raise RouteError(message)
-        prompt = None if forward.generation is None else forward.generation.prompt_tokens
-        tokens = forward.inputs.tokens
-        if prompt is not None and tokens is not None and tokens < prompt and not layer.tucka_role:
-            rule, got = f"the whole prompt of {prompt} tokens in one call", f"{tokens} of them (prefill_chunk_size)"
-            cure = "Generate without prefill_chunk_size, use routing='token', or give the route (given_route)"
-            raise RouteError(expected("route", rule, got, where=where, cure=cure))
+@dataclass(frozen=True)
+class _Making:
+    """How one route is made from an input (B, ..., d), also when it is made once more."""
 
-    def _checked_router(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Router:
-        """Return the router of an adapter if this layer may make the route."""
-        scope, where = self.scope, self.scope.path
-        router = scope.router(adapter, layer.tucka_part)
-        if router is None:
-            rule, cure = (
-                f"a route for adapter {adapter!r}, which has no router",
-                "Call it in `with given_route(model, ...):`",
-            )
-            raise RouteError(expected("route", rule, "none", where=where(layer), cure=cure))
-        owner = scope.owners[adapter][layer.tucka_part]
-        if not torch.compiler.is_compiling() and scope.has_lost(owner):
-            rule, got = "the layer with the router to be in the model", "a part of the model without it"
-            cure = "Pin or give the route in the stages of a pipeline, or let one stage have all adapted layers"
-            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
-        if scope.options[adapter].owner_only and owner is not layer:
-            rule, got = f"the layer of router_module, {where(owner)}, to run first", "an earlier one"
-            cure = "Name a layer that runs before all other adapted ones, or leave router_module out"
-            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
-        if x.ndim < 2:
-            rule, cure = "an input with axes (B, ..., d)", "Add a batch axis with x[None]"
-            raise RouteError(expected("route", rule, f"shape {tuple(x.shape)}", where=where(layer), cure=cure))
-        if x.shape[-1] != router.in_features:
-            cure = "Name the layer that runs first in router_module, or take this one out with exclude_modules"
-            rule = f"the first adapted layer that runs to be {router.in_features} wide, as the router"
-            raise RouteError(expected("route", rule, f"input {tuple(x.shape)}", where=where(layer), cure=cure))
-        if forward.grad and not torch.is_grad_enabled() and self._trains_below():
-            cure = "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or pin or give the route"
-            rule, got = "gradients where the route is made", "none, as in reentrant gradient checkpointing"
-            raise RouteError(expected("route", rule, got, where=where(layer), cure=cure))
-        return router
+    router: Router
+    mask: Tensor | None
+    documents: Tensor | None
+    over_ranks: bool
+    group: Any
 
-    def _trains_below(self) -> bool:
-        """Tell whether anything trains that the route depends on: all but the experts may run before the router."""
-        root = self.scope.root
-        parameters = root.named_parameters() if root is not None else ()
-        return any(value.requires_grad and ".tucka_experts." not in f".{name}" for name, value in parameters)
+    def __call__(self, rows: Tensor, like: Tensor | None = None) -> Tensor:
+        """Call the router; the groups are chosen anew unless gates are given whose groups are kept."""
+        if self.documents is not None:
+            return self.router.of_documents(rows, self.mask, self.documents, like)
+        if self.over_ranks:
+            return gates_over_ranks(self.router, rows, self.mask, self.group, like)
+        gates: Tensor = self.router(rows, self.mask, like)
+        return gates
+
+
+class _Again:
+    """The gates of an earlier forward, with the graph of a recomputation."""
+
+    def __init__(self, make: _Making, view: View | None, gates: Tensor) -> None:
+        self.make, self.view, self.gates = make, view, gates
+        self.waited = make.router.waits
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Make them from the same layer's input."""
+        if self.waited and not self.make.router.waits:
+            rule, got = "a router that is as it was in the forward", "one that data has started before the backward"
+            cure = "Call tucka.peft.initialize_router(model, batches) before training"
+            raise RouteError(expected("router", rule, got, where="reentrant gradient checkpointing", cure=cure))
+        rows = x if self.view is None else Fit(x, self.view).rows(x)
+        gates = self.make(rows, self.gates)
+        return self.gates + (gates - gates.detach())  # the very numbers of the forward, whatever rounding says now
+
+
+def _as_samples(
+    router: Router, rows: Tensor, mask: Tensor | None, documents: Tensor | None, gates: Tensor | None
+) -> tuple[Tensor, Tensor | None, Any]:
+    """Return rows (B, ..., d), mask and gates; documents that share rows as samples of one token, their mean."""
+    if documents is None:
+        return rows, mask, gates
+    means, lengths, places = router.means_of_documents(rows, mask, documents)
+    if gates is not None and gates.ndim > 2:  # by token, alike in each document
+        by_place = gates.new_zeros(len(means), *gates.shape[-2:]).index_copy(0, places, gates.flatten(0, 1))
+        gates = by_place[lengths > 0]
+    return means[lengths > 0][:, None], None, gates
 
 
 def _warn_now(message: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from tucka.backends.torch.routing.forwards import Call
+from tucka.backends.torch.routing.calls import Call
 
 __all__ = ["Method"]
 

@@ -50,7 +50,9 @@ class _SumOverRanks(torch.autograd.Function):
         return total, None
 
 
-def gates_over_ranks(router: Router, hidden: Tensor, mask: Tensor | None, group: Any = None) -> Tensor:
+def gates_over_ranks(
+    router: Router, hidden: Tensor, mask: Tensor | None, group: Any = None, like: Tensor | None = None
+) -> Tensor:
     """Route the batches (B, ..., d) of all ranks as one batch, to gates (k, t): d + 1 numbers are exchanged."""
     mask = None if router.count_padding else mask
     with torch.autocast(hidden.device.type, enabled=False):
@@ -60,7 +62,7 @@ def gates_over_ranks(router: Router, hidden: Tensor, mask: Tensor | None, group:
         total = _SumOverRanks.apply(torch.cat([samples.sum(dim=0), present.to(samples.dtype)[None]]), group)
         feature = total[:-1] / total[-1].clamp(min=1)
     # By a call of the router, as if this were one sample: hooks that gather its parameters (DeepSpeed's) then see it.
-    gates: Tensor = router(feature[None])
+    gates: Tensor = router(feature[None], None, like)
     return gates
 
 

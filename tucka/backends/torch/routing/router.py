@@ -72,7 +72,7 @@ class Router(nn.Module):
 
     if TYPE_CHECKING:  # calls of a module are Any to type checkers
 
-        def __call__(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor: ...
+        def __call__(self, hidden: Tensor, mask: Tensor | None = None, like: Tensor | None = None) -> Tensor: ...
 
     def __init__(self, spec: TuckerSpec, in_features: int, *, seed: int = 0, count_padding: bool = False) -> None:
         super().__init__()
@@ -137,12 +137,12 @@ class Router(nn.Module):
             temperature=self.spec.temperature,
         )
 
-    def gates(self, logits: Tensor) -> Tensor:
-        """Choose a group for each decision and gate its experts, (..., k, t) to the same shape."""
+    def gates(self, logits: Tensor, like: Tensor | None = None) -> Tensor:
+        """Choose a group for each decision, or keep that of other gates, and gate its experts, (..., k, t)."""
         bias = None if self.choice_bias is None else self.choice_bias.to(logits.dtype)
-        return gates_of(logits, gate_norm=self.spec.gate_norm, bias=bias)
+        return gates_of(logits, gate_norm=self.spec.gate_norm, bias=bias, like=like)
 
-    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor | None = None, like: Tensor | None = None) -> Tensor:
         """Turn hidden states into gates.
 
         Parameters
@@ -151,6 +151,8 @@ class Router(nn.Module):
             Inputs of the first adapted layer.
         mask : Tensor, shape (B, ...), optional
             Non-zero where a token counts.
+        like : Tensor, of the result's shape, optional
+            Gates whose groups are kept, as where a forward is computed again.
 
         Returns
         -------
@@ -168,24 +170,36 @@ class Router(nn.Module):
         with without_autocast(hidden.device.type):
             feature = self.feature(hidden, mask)
             logits = self.logits(feature) if feature.dtype not in _HALF else self._logits_of_tokens(feature)
-            return self.gates(logits)
+            return self.gates(logits, like)
 
-    def of_documents(self, hidden: Tensor, mask: Tensor | None, documents: Tensor) -> Tensor:
+    def of_documents(
+        self, hidden: Tensor, mask: Tensor | None, documents: Tensor, like: Tensor | None = None
+    ) -> Tensor:
         """Route the documents of packed rows (B, S, d), to gates (B, S, k, t), or (k, t) for a batch of documents."""
         rows, tokens = documents.shape
-        places = (documents + tokens * torch.arange(rows, device=documents.device)[:, None]).flatten()
         with without_autocast(hidden.device.type):
-            wide = self._wide(hidden).flatten(0, 1)
-            weights = torch.ones(len(wide), device=wide.device) if mask is None else (mask != 0).flatten()
-            weights = weights.to(wide.dtype)
-            kept = torch.where(weights[:, None] != 0, wide, torch.zeros_like(wide[:1]))
-            sums = torch.zeros_like(wide).index_add(0, places, kept)
-            counts = torch.zeros_like(weights).index_add(0, places, weights)
-            feature = sums / counts.clamp(min=1)[:, None]
+            feature, counts, places = self.means_of_documents(hidden, mask, documents)
             if self.spec.routing == "batch":
-                return self.gates(self.logits(feature.sum(dim=0) / (counts > 0).sum().clamp(min=1)))
-            gates = self.gates(self.logits(feature))[places]
+                return self.gates(self.logits(feature.sum(dim=0) / (counts > 0).sum().clamp(min=1)), like)
+            logits = self.logits(feature)
+            if like is not None:  # by token, as the result
+                like = torch.zeros_like(logits).index_copy(0, places, like.flatten(0, 1).to(logits.dtype))
+            gates = self.gates(logits, like)[places]
         return gates.reshape(rows, tokens, *gates.shape[-2:])
+
+    def means_of_documents(
+        self, hidden: Tensor, mask: Tensor | None, documents: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Average the documents of packed rows (B, S, d), to (B·S, d); their lengths, where each token's mean is."""
+        rows, tokens = documents.shape
+        places = (documents + tokens * torch.arange(rows, device=documents.device)[:, None]).flatten()
+        wide = self._wide(hidden).flatten(0, 1)
+        weights = torch.ones(len(wide), device=wide.device) if mask is None else (mask != 0).flatten()
+        weights = weights.to(wide.dtype)
+        kept = torch.where(weights[:, None] != 0, wide, torch.zeros_like(wide[:1]))
+        sums = torch.zeros_like(wide).index_add(0, places, kept)
+        counts = torch.zeros_like(weights).index_add(0, places, weights)
+        return sums / counts.clamp(min=1)[:, None], counts, places
 
     def _logits_of_tokens(self, hidden: Tensor) -> Tensor:
         """Compare tokens in half precision: in float32, but a piece at a time, and computed again for the backward."""

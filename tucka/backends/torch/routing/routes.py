@@ -11,6 +11,7 @@ from torch import Tensor
 from tucka.backends.torch.private import outside_checkpoints
 from tucka.backends.torch.routing.alignment import mean_over_tokens
 from tucka.backends.torch.routing.layouts import View
+from tucka.backends.torch.routing.reentrant import Collected
 
 __all__ = ["AS_IT_IS", "Fit", "Route", "even_mixture"]
 
@@ -26,6 +27,9 @@ class Route:
     unknown: bool = False  # averages that were not to be taken
     ordered: bool = True  # whether the tokens of token gates are those of other layers, in their order
     averages: bool = True  # whether token gates may be averaged: their mask is known, and no token comes later
+    cut: bool = False  # made without a graph in a call that a backward computes again as a whole, with another route
+    collected: Collected | None = None  # what reentrant checkpoints add to the gradient of the gates
+    of: Route | None = None  # the gates that these are the averages of
 
     @property
     def rows(self) -> int | None:
@@ -38,7 +42,8 @@ class Route:
             return self
         with outside_checkpoints():  # layers of several regions share what one of them has averaged
             gates = mean_over_tokens(self.gates, self.mask)
-        return Route(gates, given=self.given, unknown=not self.averages)
+        of = self if gates.requires_grad else None
+        return Route(gates, given=self.given, unknown=not self.averages, cut=self.cut, of=of)
 
     def on(self, device: torch.device) -> Route:
         """Move the gates to where a layer is, which may be on another device than the one that made them."""
@@ -56,8 +61,34 @@ class Route:
 
     def detached(self, *, leaf: bool = False) -> Route:
         """Leave the graph behind; as a leaf that needs a gradient where the gates did, if asked for."""
-        gates = self.gates.detach()
-        return replace(self, gates=gates.requires_grad_(self.gates.requires_grad) if leaf else gates)
+        gates, of = self.gates.detach(), None
+        if leaf:
+            gates.requires_grad_(self.gates.requires_grad)
+            of = None if self.of is None else self.of.detached(leaf=True)
+        return replace(self, gates=gates, of=of)
+
+    def collecting(self, where: str) -> Route:
+        """Let gradients of copies come back to the gates, where these have a graph."""
+        if self.of is not None:
+            return replace(self, of=self.of.collecting(where))
+        if self.collected is not None or not self.gates.requires_grad:
+            return self
+        collected = Collected(where, is_needed=True)
+        collected.hand_on(self.gates, None)
+        return replace(self, collected=collected)
+
+    def copied(self, run: int) -> Route:
+        """Copy the gates for a checkpoint that is computed again in a backward, which collects their gradient."""
+        if self.of is not None and self.of.collects():
+            return self.of.copied(run).averaged()
+        if self.collected is None:
+            return self
+        self.collected.begin(run)
+        return replace(self, gates=self.collected.copy_of(self.gates, run))
+
+    def collects(self) -> bool:
+        """Tell whether gradients of copies come back to the gates."""
+        return self.collected is not None or (self.of is not None and self.of.collects())
 
 
 # The view of inputs whose first axis counts samples already.

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.private import is_replica
-from tucka.backends.torch.routing.forwards import Call, Forward, Forwards, Parent
+from tucka.backends.torch.routing.calls import Call, Parent
+from tucka.backends.torch.routing.forwards import Forward, Forwards
 from tucka.backends.torch.routing.generation import Generating, Preparing
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, Layout, View, view_of
@@ -20,6 +21,7 @@ from tucka.backends.torch.routing.making import Maker
 from tucka.backends.torch.routing.memory import Memory, after
 from tucka.backends.torch.routing.methods import Method
 from tucka.backends.torch.routing.parts import Anatomy, Part
+from tucka.backends.torch.routing.permitted import check_graph
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS, Fit, Route, even_mixture, fitted
 from tucka.errors import RouteError, expected
@@ -218,7 +220,8 @@ class RoutingScope:
         if layer.tucka_place is None or torch.compiler.is_compiling():
             return self._fit(adapter, layer, x, forward)
         # Inputs of one shape get one answer in one call: there are as many of them as adapted layers.
-        key = (adapter, layer.tucka_place, x.shape, x.device)
+        # But one without gradients, in a reentrant checkpoint, and another with them: only that has the route's graph.
+        key = (adapter, layer.tucka_place, x.shape, x.device, torch.is_grad_enabled())
         found = forward.fits.get(key)
         if found is None:
             found = forward.fits[key] = self._fit(adapter, layer, x, forward)
@@ -243,6 +246,8 @@ class RoutingScope:
         route = forward.known.get(adapter) or forward.routes.get(adapter)
         if route is None:
             route = self.maker.make(adapter, layer, x, forward, layout)
+        elif route.cut and torch.is_grad_enabled():
+            check_graph(self, layer)
         route = route.on(x.device)
         view = view_of(x, forward.inputs, layout)
         if layout is Layout.CACHED_TOKENS and route.gates.ndim == 4:
