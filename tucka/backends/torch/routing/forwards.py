@@ -31,8 +31,10 @@ class Forward:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         parent: Forward | None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.part = part
+        self.names = names  # what some of the arguments are, as a caller has said
         self.module = module
         self.args = args
         self.kwargs = kwargs
@@ -60,16 +62,19 @@ class Forward:
     def inputs(self) -> Inputs:
         """What the call was given; after a call of the model's body inside, what that was given."""
         if self._inputs is None:
-            self._inputs = Inputs() if self.module is None else read_inputs(self.module, self.args, self.kwargs)
+            self._inputs = Inputs() if self.module is None else self._read(self.module)
         return self._inputs
 
     @inputs.setter
     def inputs(self, inputs: Inputs) -> None:
         self._inputs = inputs
 
+    def _read(self, module: nn.Module) -> Inputs:
+        return read_inputs(module, self.args, self.kwargs, self.names)
+
     def given(self, name: str) -> Any:
         """Return an argument of this call, or of one around it."""
-        value = read_inputs(self.module, self.args, self.kwargs) if self.module is not None else self.inputs
+        value = self._read(self.module) if self.module is not None else self.inputs
         found = getattr(value, name)
         return found if found is not None or self.parent is None else self.parent.given(name)
 
@@ -244,7 +249,7 @@ class Call:
         generations = forwards.state.generations
         steps = generations[-1].steps if generations else None
         around = None if steps is None else steps.now
-        forward = Forward(self.part, self.module, args, kwargs, parent)
+        forward = Forward(self.part, self.module, args, kwargs, parent, self.scope.names)
         if forward.grad and not torch.compiler.is_compiling():
             forward.frame = checkpoint_frame()[0]
         self.scope.memory.begin(forward)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tucka.backends.torch.private import is_exporting, is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
 from tucka.backends.torch.routing.caches import check_empty
+from tucka.backends.torch.routing.forms import Forms
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
@@ -36,6 +37,7 @@ class Maker:
     def __init__(self, scope: RoutingScope) -> None:
         self.scope = scope
         self.warned: set[str] = set()
+        self.forms = Forms()
         self.first: dict[str, dict[str, FirstBatches]] = {}  # by adapter and part, while its router waits
 
     def make(self, adapter: str, layer: Any, x: Tensor, forward: Forward, layout: Layout) -> Route:
@@ -54,6 +56,8 @@ class Maker:
         self._check_features(layer, forward)
         if not by_token:
             self._check_origin(layer, forward)
+            module = forward.module if forward.module is not None else layer
+            self.forms.apply(forward.inputs, type(module).__name__)
         view = view_of(x, forward.inputs, layout)
         if view is None and router.spec.routing != "batch":
             raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
