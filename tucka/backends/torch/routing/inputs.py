@@ -94,9 +94,7 @@ def read_inputs(
     found.labels = named.get("labels")
     found.cache = next(caches_in(named), None)
     if found.cache is None:
-        for name in _STATES:
-            if named.get(name) is not None and _holds_tensors(named[name]):
-                found.has_states = True
+        found.has_states = any(_holds_tensors(named.get(state)) for state in _STATES)
     positions = named.get("position_ids")
     if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
         positions = positions[0]  # of text, before those of time, height and width
