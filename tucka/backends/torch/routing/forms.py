@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -11,12 +11,34 @@ from tucka.backends.torch.private import is_exporting, is_transformed
 from tucka.backends.torch.routing.inputs import OTHER, ROLES, Inputs, tensors_in
 from tucka.errors import RouteError, expected
 
-__all__ = ["Forms"]
+__all__ = ["KNOWN_NAMES", "Forms"]
 
 # Arguments of transformers' models that tell of no padding, and of no documents but with others that do.
-_KNOWN = frozenset(
-    (*ROLES, "input_ids", "inputs_embeds", "labels", "token_type_ids", "cache_position", "cu_seq_lens_k", "seq_idx")
-)
+KNOWN_NAMES = frozenset(
+    [
+        "input_ids",
+        "inputs_embeds",
+        "hidden_states",
+        "pixel_values",
+        "x",
+        "labels",
+        "token_type_ids",
+        "cache_position",
+        "cu_seq_lens_k",
+        "seq_idx",
+        "encoder_outputs",
+        "encoder_hidden_states",
+        "encoder_attention_mask",
+        "decoder_input_ids",
+        "decoder_attention_mask",
+        "past_key_values",
+        "use_cache",
+        "return_dict",
+        "logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+    ]
+).union(ROLES)
 # A name with one of these is of another sequence.
 _OF_OTHERS = ("decoder", "encoder", "entity", "image", "pixel", "visual", "vision", "video", "audio", "patch")
 # One with these says what it is: numbers or kinds of tokens, what is to be predicted, which tokens a loss is of.
@@ -29,11 +51,11 @@ class Forms:
     def __init__(self) -> None:
         self.known: dict[tuple[str, str], str] = {}
 
-    def apply(self, inputs: Inputs, where: str) -> None:
+    def apply(self, inputs: Inputs, unknown: Iterable[str], where: str) -> None:
         """Take positions and lengths as such, in a call that no mask or no packing is known of; refuse a mask."""
         if inputs.rows is None or inputs.tokens is None or inputs.are_images:
             return
-        for name, value in _unnamed(inputs):
+        for name, value in _unnamed(inputs, unknown):
             form = self.known.get((where, name))
             if form is None:
                 if not _is_readable(value) or not _may_be_one(value, inputs):
@@ -50,10 +72,11 @@ class Forms:
                 raise RouteError(expected(name, rule, got, where=where, cure=cure))
 
 
-def _unnamed(inputs: Inputs) -> Iterator[tuple[str, Tensor]]:
-    """Yield the arguments whose names do not tell what they are."""
-    for name, value in inputs.others.items():
-        if name in _KNOWN or any(word in name for word in _OF_OTHERS):
+def _unnamed(inputs: Inputs, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors among arguments whose names do not tell what they are."""
+    for name in names:
+        value = inputs.others[name]
+        if value is None or any(word in name for word in _OF_OTHERS):
             continue
         for _, tensor in tensors_in({name: value}):
             if tensor is not inputs.main:

@@ -62,19 +62,18 @@ class Forward:
     def inputs(self) -> Inputs:
         """What the call was given; after a call of the model's body inside, what that was given."""
         if self._inputs is None:
-            self._inputs = Inputs() if self.module is None else self._read(self.module)
+            module = self.module
+            self._inputs = Inputs() if module is None else read_inputs(module, self.args, self.kwargs, self.names)
         return self._inputs
 
     @inputs.setter
     def inputs(self, inputs: Inputs) -> None:
         self._inputs = inputs
 
-    def _read(self, module: nn.Module) -> Inputs:
-        return read_inputs(module, self.args, self.kwargs, self.names)
-
     def given(self, name: str) -> Any:
         """Return an argument of this call, or of one around it."""
-        value = self._read(self.module) if self.module is not None else self.inputs
+        module = self.module
+        value = self.inputs if module is None else read_inputs(module, self.args, self.kwargs, self.names)
         found = getattr(value, name)
         return found if found is not None or self.parent is None else self.parent.given(name)
 

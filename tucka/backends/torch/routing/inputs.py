@@ -94,7 +94,9 @@ def read_inputs(
     found.labels = named.get("labels")
     found.cache = next(caches_in(named), None)
     if found.cache is None:
-        found.has_states = any(_holds_tensors(named.get(state)) for state in _STATES)
+        for state in _STATES:
+            if named.get(state) is not None and _holds_tensors(named[state]):
+                found.has_states = True
     positions = named.get("position_ids")
     if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
         positions = positions[0]  # of text, before those of time, height and width

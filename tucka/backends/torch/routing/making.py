@@ -13,7 +13,7 @@ from torch import Tensor
 from tucka.backends.torch.private import is_exporting, is_transformed, outside_checkpoints
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
 from tucka.backends.torch.routing.caches import check_empty
-from tucka.backends.torch.routing.forms import Forms
+from tucka.backends.torch.routing.forms import KNOWN_NAMES, Forms
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
@@ -52,13 +52,14 @@ class Maker:
             forward.inputs.tokens = x.shape[1] if x.ndim == 3 else None
             if forward.again is not None:
                 forward.again.inputs.rows, forward.again.inputs.tokens = forward.inputs.rows, forward.inputs.tokens
-        by_token = router.spec.routing == "token"
+        by_token, inputs = router.spec.routing == "token", forward.inputs
         self._check_features(layer, forward)
         if not by_token:
             self._check_origin(layer, forward)
-            module = forward.module if forward.module is not None else layer
-            self.forms.apply(forward.inputs, type(module).__name__)
-        view = view_of(x, forward.inputs, layout)
+            unknown = [name for name in inputs.others if name not in KNOWN_NAMES]
+            if unknown:
+                self.forms.apply(inputs, unknown, type(layer if forward.module is None else forward.module).__name__)
+        view = view_of(x, inputs, layout)
         if view is None and router.spec.routing != "batch":
             raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
         rows = x if view is None else Fit(x, view).rows(x)
@@ -217,14 +218,13 @@ class Maker:
 
     def _check_origin(self, layer: Any, forward: Forward) -> None:
         """Raise where a call goes on from earlier ones whose route is not known."""
-        where = self.scope.path(layer)
         cure = "Let the adapted model fill the cache itself, use routing='token', or give the route (given_route)"
         if forward.encoder_unknown and layer.tucka_role == "decoder":
             rule, got = "encoder_outputs that this model's encoder has made", "others, whose route is not known"
-            raise RouteError(expected("route", rule, got, where=where, cure=cure))
+            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
         if forward.past != 0:
             got = "a filled cache that carries no route, or whose rows have been changed"
-            message = expected("route", "the route of the cache's prompt", got, where=where, cure=cure)
+            message = expected("route", "the route of the cache's prompt", got, where=self.scope.path(layer), cure=cure)
             if not check_empty(forward.inputs.cache, message):
                 raise RouteError(message)
         prompt = None if forward.generation is None else forward.generation.prompt_tokens
@@ -232,7 +232,7 @@ class Maker:
         if prompt is not None and tokens is not None and tokens < prompt and not layer.tucka_role:
             rule, got = f"the whole prompt of {prompt} tokens in one call", f"{tokens} of them (prefill_chunk_size)"
             cure = "Generate without prefill_chunk_size, use routing='token', or give the route (given_route)"
-            raise RouteError(expected("route", rule, got, where=where, cure=cure))
+            raise RouteError(expected("route", rule, got, where=self.scope.path(layer), cure=cure))
 
     def _checked_router(self, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Router:
         """Return the router of an adapter if this layer may make the route."""
