@@ -3,12 +3,17 @@
 import ast
 import functools
 import importlib.util
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent
+# What JAX has compiled serves the next run, the other process, and the processes that tests start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # Without one of these a file that imports it is left out. Any other import that fails is an error, as it should be.
 OPTIONAL = ("torch", "jax", "ml_dtypes", "peft", "transformers", "matplotlib", "typer", "rich", "numpydoc", "yaml")
 # A folder without an origin is one of tests/, and not the library of its name.

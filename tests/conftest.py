@@ -14,6 +14,9 @@ if importlib.util.find_spec("torch"):
 
     # Tests have one process for each core, and their tensors are too small to share among threads.
     torch.set_num_threads(1)
+    if not torch.cuda.is_available():
+        # torch's own function notes a stack trace for each kind of device that is not there, in a list that grows.
+        torch.manual_seed = torch.default_generator.manual_seed
 
 _COMMON = {"deadline": None, "derandomize": bool(os.environ.get("CI")), "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("dev", max_examples=25, **_COMMON)

@@ -1,5 +1,6 @@
 """What a type checker knows of a program that uses tucka: no Any where it matters."""
 
+import json
 import os
 import re
 import subprocess
@@ -73,6 +74,34 @@ def checked(program, folder):
     result = subprocess.run([*command, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert result.returncode in (0, 1), result.stderr
     return [line.partition("program.py:")[2] for line in result.stdout.splitlines() if "program.py:" in line]
+
+
+def checked_by_pyright(program, folder):
+    """Return the errors and the revealed types of Pyright, in its own words."""
+    pytest.importorskip("basedpyright")
+    (folder / "program.py").write_text(program)
+    settings = {"typeCheckingMode": "standard", "include": ["program.py"], "extraPaths": [str(ROOT)]}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "basedpyright", "--project", str(folder), "--pythonpath", sys.executable]
+    result = subprocess.run([*command, "--outputjson"], capture_output=True, text=True, check=False)
+    assert result.returncode in (0, 1), result.stderr
+    said = json.loads(result.stdout)["generalDiagnostics"]
+    return {
+        level: [each["message"] for each in said if each["severity"] == level] for level in ("error", "information")
+    }
+
+
+@pytest.mark.slow
+def test_pyright_knows_the_same_of_a_program(tmp_path):
+    said = checked_by_pyright(PROGRAM, tmp_path)
+    assert said["error"] == []
+    revealed = said["information"]
+    assert len(revealed) == 3
+    assert [line for line in revealed if not re.search(r'is "(NDArray|ndarray)\[.*float64', line)] == []
+    wrong = PROGRAM.replace(
+        "assert_type(experts.cores, Tensor)", "assert_type(experts.cores, int)\nexperts.cores.rank()"
+    )
+    assert len(checked_by_pyright(wrong, tmp_path)["error"]) == 2
 
 
 @pytest.mark.slow  # mypy reads torch and PEFT first

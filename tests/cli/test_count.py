@@ -8,6 +8,7 @@ import pytest
 
 import tucka
 from tucka.cli.layer_lists import parse_layers
+from tucka.cli.tables import _short
 from tucka.core.counts.paper_tables import MODEL_LAYERS
 
 BLOCK = "768x768*3,768x3072,3072x768"
@@ -132,6 +133,26 @@ def test_an_interruption_has_its_own_exit_code(invoke, monkeypatch):
     monkeypatch.setattr("tucka.cli.count.compare_methods", interrupt)
     result = invoke("count", "--layers", "8x8")
     assert (result.code, result.out, result.err) == (130, "", "tucka: interrupted\n")
+    monkeypatch.setattr("typer.main.get_command", interrupt)  # as versions of typer that raise
+    result = invoke("count", "--layers", "8x8")
+    assert (result.code, result.out, result.err) == (130, "", "tucka: interrupted\n")
+
+
+def test_an_error_in_the_program_is_not_hidden(invoke, monkeypatch):
+    def fail(*_arguments, **_options):
+        raise RuntimeError("within")
+
+    monkeypatch.setattr("tucka.cli.count.compare_methods", fail)
+    with pytest.raises(RuntimeError, match="within"):
+        invoke("count", "--layers", "8x8")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1234, "1.23k"), (999_500, "1.00M"), (2.5e9, "2.50G"), (3e12, "3T")],
+)
+def test_numbers_are_short(number, text):
+    assert _short(number) == text
 
 
 def test_the_papers_lists_are_those_of_the_models_themselves():

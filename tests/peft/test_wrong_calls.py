@@ -152,6 +152,29 @@ CALLS = {
     "a route of a plain model": (lambda: last_route(bert()), ["model:", "BertFor"]),
     "a load of a plain model": (lambda: expert_load(bert()), ["model:", "BertFor"]),
     "a group of a plain model": (lambda: add_group(bert()), ["model:", "BertFor"]),
+    "neither groups nor gates": (lambda: given_route(adapted()).__enter__(), ["groups:", "either them or gates"]),
+    "groups and gates": (lambda: given_route(adapted(), groups=0, gates=gates).__enter__(), ["groups:", "both"]),
+    "groups of no samples": (lambda: given_route(adapted(), groups=[]).__enter__(), ["groups:", "each sample", "none"]),
+    "given gates of other sizes": (
+        lambda: given_route(adapted(), gates=torch.ones(3, 3)).__enter__(),
+        ["gates:", "(2, 2)", "(3, 3)"],
+    ),
+    "given gates of several lengths": (
+        lambda: given_route(adapted(), gates=[[1.0], [0.0, 1.0]]).__enter__(),
+        ["gates:", "(2, 2)", "[[1.0], [0.0, 1.0]]"],
+    ),
+    "given gates that are NaN": (
+        lambda: given_route(adapted(), gates=torch.full((2, 2), torch.nan)).__enter__(),
+        ["gates:", "finite"],
+    ),
+    "a group of a router": (lambda: add_group(adapted()), ["adapter_name:", "routing='given'"]),
+    "a group without a name": (
+        lambda: add_group(adapted(routing="given", group_names=["a", "b"])),
+        ["name:", "other than ['a', 'b']", "None"],
+    ),
+    "a group with a name": (lambda: add_group(adapted(routing="given"), name="a"), ["name:", "no name", "'a'"]),
+    "too few names of groups": (lambda: TuckAConfig(k=2, group_names=["a"]), ["group_names:", "2 different names"]),
+    "equal names of groups": (lambda: TuckAConfig(k=2, group_names=["a", "a"]), ["group_names:", "['a', 'a']"]),
     "a given group that is none": (lambda: given_route(adapted(), groups=[11]).__enter__(), ["group", "11"]),
     "a merge of a routed adapter": (lambda: adapted().merge_and_unload(), ["merge:", "pinned", "pin_route"]),
     # Counts and files

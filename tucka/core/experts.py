@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
     # A default, so that an annotation may leave the arrays' type out.
     ArrayT = TypeVar("ArrayT", bound=Any, default=Any)
+    LikeT = TypeVar("LikeT", bound=Any)
     NumbersT = TypeVar("NumbersT", bound=np.dtype[Any])
 else:
     from typing import TypeVar
 
     TuckerTensor = Any
-    ArrayT, NumbersT = TypeVar("ArrayT"), TypeVar("NumbersT")
+    ArrayT, LikeT, NumbersT = TypeVar("ArrayT"), TypeVar("LikeT"), TypeVar("NumbersT")
 
 __all__ = ["ArrayT", "NumbersT", "TuckerExperts", "adapt", "form_group", "mix_cores"]
 
@@ -141,6 +142,21 @@ class TuckerExperts(Generic[ArrayT]):
     expert_factor: ArrayT
     basis: ArrayT
 
+    if TYPE_CHECKING:
+        # Arrays of NumPy may have types that count their axes, which the parts do not share.
+        @overload
+        def __init__(
+            self: TuckerExperts[np.ndarray[Any, NumbersT]],
+            cores: np.ndarray[Any, NumbersT],
+            expert_factor: np.ndarray[Any, NumbersT],
+            basis: np.ndarray[Any, NumbersT],
+        ) -> None: ...
+
+        @overload
+        def __init__(self, cores: ArrayT, expert_factor: ArrayT, basis: ArrayT) -> None: ...
+
+        def __init__(self, cores: Any, expert_factor: Any, basis: Any) -> None: ...
+
     def __post_init__(self) -> None:
         self._check(where=type(self).__name__)
         register_pytree(type(self), _FIELDS)
@@ -162,7 +178,6 @@ class TuckerExperts(Generic[ArrayT]):
         floating_backend(where=where, **{name: array for name, (array, _) in described.items()})
         check_shapes(where=where, **described)
 
-    # Arrays of NumPy may have types that count their axes, which the parts do not share.
     @overload
     @classmethod
     def from_spec(
@@ -177,7 +192,7 @@ class TuckerExperts(Generic[ArrayT]):
 
     @overload
     @classmethod
-    def from_spec(cls, spec: TuckerSpec, in_features: int, *, seed: int, like: ArrayT) -> TuckerExperts[ArrayT]: ...
+    def from_spec(cls, spec: TuckerSpec, in_features: int, *, seed: int, like: LikeT) -> TuckerExperts[LikeT]: ...
 
     @classmethod
     def from_spec(

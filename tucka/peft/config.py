@@ -106,6 +106,9 @@ class TuckAConfig(PeftConfig):
     samples_first : bool, optional
         Whether the first axis of all layers' inputs counts samples; False where it counts tokens and the second one
         samples. None for what the classes of the model tell.
+    input_names : dict, optional
+        What arguments of a model of your own are, by their names in its ``forward``: ``"attention_mask"``,
+        ``"key_padding_mask"`` (true where a token is padding), ``"position_ids"``, ``"cu_seq_lens_q"`` or ``"other"``.
     sync_routing : bool
         Whether data-parallel ranks take one common decision in training with batch routing.
     init_weights : bool
@@ -173,6 +176,7 @@ class TuckAConfig(PeftConfig):
     router_module: str | None = field(default=None, metadata={"help": "The layer whose input is routed on."})
     router_seed: int = field(default=0, metadata={"help": "Seed of the router's start."})
     samples_first: bool | None = field(default=None, metadata={"help": "Whether axis 0 of inputs counts samples."})
+    input_names: dict[str, str] = field(default_factory=dict, metadata={"help": "What a model's own arguments are."})
     sync_routing: bool = field(default=True, metadata={"help": "One common decision of data-parallel ranks."})
     init_weights: bool = field(default=True, metadata={"help": "Start equal to the base model."})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "Layers to leave out."})

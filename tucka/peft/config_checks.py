@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tucka.backends.torch.routing.inputs import ROLES
 from tucka.checks import check_choice, check_count, check_finite, check_least
 from tucka.errors import ConfigError, expected
 from tucka.peft.files.reading import FORMAT_VERSION
@@ -30,6 +31,7 @@ def _check_options(config: Any) -> None:
         setattr(config, name, check_choice(name, getattr(config, name), (True, False), where=_WHERE))
     check_choice("samples_first", config.samples_first, (None, True, False), where=_WHERE)
     _check_group_names(config)
+    _check_input_names(config)
     config.router_seed = check_count("router_seed", config.router_seed, least=0, where=_WHERE)
     config.tucka_format = check_count("tucka_format", config.tucka_format, where=_WHERE)
     if config.tucka_format > FORMAT_VERSION:
@@ -77,6 +79,16 @@ def _check_group_names(config: Any) -> None:
         rule = f"{config.k} different names, one for each group"
         raise ConfigError(expected("group_names", rule, repr(names), where=_WHERE))
     config.group_names = list(names)
+
+
+def _check_input_names(config: Any) -> None:
+    """Check what is said of a model's arguments."""
+    given = config.input_names or {}
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ConfigError(expected("input_names", "a dict with names of arguments", repr(given), where=_WHERE))
+    for name, role in given.items():
+        check_choice(f"input_names[{name!r}]", role, ROLES, where=_WHERE)
+    config.input_names = dict(given)
 
 
 def _check_layers(config: Any) -> None:

@@ -185,6 +185,7 @@ class TuckAModel(BaseTuner):
             owner_only=peft_config.router_module is not None,
             synchronized=peft_config.sync_routing,
             samples_first=peft_config.samples_first,
+            input_names=peft_config.input_names,
         )
         spec = peft_config.spec_for(current_key)
         layer.update_layer(adapter_name, peft_config, spec, owns_router=owns_router)

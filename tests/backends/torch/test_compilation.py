@@ -70,6 +70,22 @@ def test_autocast_compiles(dtype):
         torch.testing.assert_close(result, model(x)[0], rtol=0.05, atol=0.05)
 
 
+def test_autocast_compiles_where_the_compiler_cannot_trace_what_tells_of_it(monkeypatch):
+    """As in torch before 2.12."""
+    told = torch.amp.is_autocast_available
+
+    def untraceable(device):
+        torch._dynamo.graph_break()
+        return told(device)
+
+    monkeypatch.setattr(torch.amp, "is_autocast_available", untraceable)
+    model = Routed("sample").eval()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    x = torch.rand(2, 5, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(x)[0], model(x)[0])
+
+
 def test_reflections_compile():
     adapter, x = HouseholderAdapter(nn.Linear(8, 4), 4, init_weights=False), torch.randn(3, 8)
     compiled = torch.compile(adapter, fullgraph=True, backend="aot_eager")

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from support.adapting import adapt, config_for, snapshot, train, trained
 from support.tiny_models import KINDS, inputs_for, make, output_of
+from support.upstream import transformers_takes_peft
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import TuckAConfig, initialize_router, last_route, pin_route
 
@@ -158,6 +159,7 @@ def native_round_trip(tmp_path, **options):
     return model, inputs, output_of(model, inputs)
 
 
+@transformers_takes_peft
 @second_tuner
 @torch.no_grad()
 def test_transformers_adds_sets_disables_and_deletes(tmp_path):
@@ -183,6 +185,7 @@ def test_transformers_adds_sets_disables_and_deletes(tmp_path):
     assert not model._forward_pre_hooks
 
 
+@transformers_takes_peft
 @torch.no_grad()
 def test_transformers_saves_and_loads_adapters(tmp_path):
     base_folder, folder = tmp_path / "base", tmp_path / "adapter"
@@ -230,6 +233,7 @@ AUTO = {
 }
 
 
+@transformers_takes_peft
 @pytest.mark.parametrize("kind", AUTO)
 @torch.no_grad()
 def test_auto_classes_and_transformers_find_the_base_of_each_kind(kind, tmp_path):

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from support.adapting import config_for, visible, watched
 from support.tiny_models import inputs_for, make, output_of, text
+from support.upstream import transformers_takes_peft
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import given_route, last_route
 
@@ -85,6 +86,7 @@ def test_left_padding_does_not_change_what_is_generated(kind):
     assert torch.equal(short, long)
 
 
+@transformers_takes_peft
 @generators
 def test_transformers_own_adapters_generate_the_same(kind):
     wrapped, inputs = visible(kind), text(batch=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -30,7 +31,15 @@ FEW = 15
 
 def has_autocast(device: str) -> bool:
     """Tell whether torch casts what it multiplies on a type of device."""
-    return is_any_autocast_on() and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return is_any_autocast_on() and _may_have_autocast(device) and torch.is_autocast_enabled(device)
+
+
+def _is_available(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
+
+
+# A constant to compilers, for which torch before 2.12 cannot trace it: a full graph would fail there.
+_may_have_autocast: Callable[[str], bool] = torch.compiler.assume_constant_result(_is_available)
 
 
 def without_autocast(device: str) -> AbstractContextManager[Any]:

@@ -23,6 +23,15 @@ def started(model):
     return model
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen():
+    """Objects that tests find are not looked at again and again: there are a million."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def tensors_left(run, *, times=20):
     """How many more tensors there are after many runs than after a few."""
 
@@ -31,18 +40,12 @@ def tensors_left(run, *, times=20):
         # By their types: some objects warn when they are asked for their class.
         return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
-    run()
-    gc.collect()
-    gc.freeze()  # the objects so far are not looked at again: there are a million
-    try:
-        for _ in range(3):
-            run()
-        before = alive()
-        for _ in range(times):
-            run()
-        return alive() - before
-    finally:
-        gc.unfreeze()
+    for _ in range(4):
+        run()
+    before = alive()
+    for _ in range(times):
+        run()
+    return alive() - before
 
 
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5", "clip", "plain"])

@@ -49,7 +49,7 @@ class Call:
         generations = forwards.state.generations
         steps = generations[-1].steps if generations else None
         around = None if steps is None else steps.now
-        forward = Forward(self.part, self.module, args, kwargs, parent)
+        forward = Forward(self.part, self.module, args, kwargs, parent, self.scope.names)
         if forward.grad and not torch.compiler.is_compiling():
             forward.frame = checkpoint_frame()[0]
         self.scope.memory.begin(forward)

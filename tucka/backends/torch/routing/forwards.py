@@ -38,8 +38,10 @@ class Forward:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         parent: Forward | None,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.part = part
+        self.names = names  # what some of the arguments are, as a caller has said
         self.module = module
         self.args = args
         self.kwargs = kwargs
@@ -69,7 +71,8 @@ class Forward:
     def inputs(self) -> Inputs:
         """What the call was given; after a call of the model's body inside, what that was given."""
         if self._inputs is None:
-            self._inputs = Inputs() if self.module is None else read_inputs(self.module, self.args, self.kwargs)
+            module = self.module
+            self._inputs = Inputs() if module is None else read_inputs(module, self.args, self.kwargs, self.names)
         return self._inputs
 
     @inputs.setter
@@ -78,7 +81,8 @@ class Forward:
 
     def given(self, name: str) -> Any:
         """Return an argument of this call, or of one around it."""
-        value = read_inputs(self.module, self.args, self.kwargs) if self.module is not None else self.inputs
+        module = self.module
+        value = self.inputs if module is None else read_inputs(module, self.args, self.kwargs, self.names)
         found = getattr(value, name)
         return found if found is not None or self.parent is None else self.parent.given(name)
 

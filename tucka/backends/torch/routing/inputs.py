@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Inputs", "caches_in", "read_inputs"]
+__all__ = ["OTHER", "ROLES", "Inputs", "caches_in", "read_inputs", "tensors_in"]
 
 # Inputs whose second axis counts no tokens of the layers inside: pixels, samples of sound, spectra.
 _RAW = ("pixel", "input_values", "input_features", "audio", "image", "video", "waveform", "spectro")
@@ -22,7 +22,9 @@ _KEPT = ("attention_mask", "pixel_mask", "pixel_attention_mask", "patch_valid")
 # Of the other sequence, which cross-attention and the text's part of a joint attention see.
 _OF_OTHERS = ("encoder_attention_mask", "encoder_hidden_states_mask")
 _LENGTHS = ("cu_seq_lens_q", "cu_seqlens_q", "cu_seqlens")
-
+# What a caller may say that an argument of a model of its own is.
+OTHER = "other"
+ROLES = ("attention_mask", "key_padding_mask", "position_ids", "cu_seq_lens_q", OTHER)
 
 # What models are called with to go on from earlier tokens, where it is no cache that tells its length.
 _STATES = ("state", "mems", "cache_params", "past_key_values", "past", "cache")
@@ -75,9 +77,13 @@ class Inputs:
         return (begins.cumsum(dim=1) - 1).expand(rows, tokens)
 
 
-def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:
-    """Read a call of a module."""
+def read_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> Inputs:
+    """Read a call of a module; `names` says what some of its arguments are, as in `ROLES`."""
     named = _named(module, args, kwargs)
+    if names:
+        named = {names.get(name, name): value for name, value in named.items()}
     name, main = _main_input(module, args, named)
     found = Inputs(main=main, others=named)
     if main is not None:
@@ -88,8 +94,8 @@ def read_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     found.labels = named.get("labels")
     found.cache = next(caches_in(named), None)
     if found.cache is None:
-        for name in _STATES:
-            if named.get(name) is not None and _holds_tensors(named[name]):
+        for state in _STATES:
+            if named.get(state) is not None and _holds_tensors(named[state]):
                 found.has_states = True
     positions = named.get("position_ids")
     if isinstance(positions, Tensor) and positions.ndim == 3 and positions.shape[0] == 4:
@@ -132,11 +138,12 @@ def _main_input(module: nn.Module, args: tuple[Any, ...], named: Mapping[str, An
             return name, named[name]
     if args and isinstance(args[0], Tensor):
         return wanted if isinstance(wanted, str) else "", args[0]
-    first = next(((name, leaf) for name, leaf in _tensors(named) if leaf.ndim > 1 and "mask" not in name), None)
+    first = next(((name, leaf) for name, leaf in tensors_in(named) if leaf.ndim > 1 and "mask" not in name), None)
     return ("", None) if first is None else first
 
 
-def _tensors(named: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+def tensors_in(named: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    """Yield the tensors among arguments and in their containers, with their names."""
     for name, value in named.items():
         if isinstance(value, Tensor):
             yield name, value

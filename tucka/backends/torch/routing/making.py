@@ -19,6 +19,7 @@ from tucka.backends.torch.private import (
     outside_checkpoints,
 )
 from tucka.backends.torch.routing.alignment import before_labels, count_groups, first_tokens
+from tucka.backends.torch.routing.forms import KNOWN_NAMES, Forms
 from tucka.backends.torch.routing.forwards import regions_without_gradients
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, View, view_of
@@ -45,6 +46,7 @@ class Maker:
     def __init__(self, scope: RoutingScope) -> None:
         self.scope = scope
         self.warned: set[str] = set()
+        self.forms = Forms()
         self.first: dict[str, dict[str, FirstBatches]] = {}  # by adapter and part, while its router waits
 
     def make(self, adapter: str, layer: Any, x: Tensor, forward: Forward, layout: Layout) -> Route:
@@ -61,11 +63,14 @@ class Maker:
             forward.inputs.tokens = x.shape[1] if x.ndim == 3 else None
             if forward.again is not None:
                 forward.again.inputs.rows, forward.again.inputs.tokens = forward.inputs.rows, forward.inputs.tokens
-        by_token = router.spec.routing == "token"
+        by_token, inputs = router.spec.routing == "token", forward.inputs
         check_features(self.scope, layer, forward)
         if not by_token:
             check_origin(self.scope, layer, forward)
-        view = view_of(x, forward.inputs, layout)
+            unknown = [name for name in inputs.others if name not in KNOWN_NAMES]
+            if unknown:
+                self.forms.apply(inputs, unknown, type(layer if forward.module is None else forward.module).__name__)
+        view = view_of(x, inputs, layout)
         if view is None and router.spec.routing != "batch":
             raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
         rows = x if view is None else Fit(x, view).rows(x)

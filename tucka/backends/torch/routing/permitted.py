@@ -29,14 +29,13 @@ def check_features(scope: RoutingScope, layer: Any, forward: Forward) -> None:
 
 def check_origin(scope: RoutingScope, layer: Any, forward: Forward) -> None:
     """Raise where a call goes on from earlier ones whose route is not known."""
-    where = scope.path(layer)
     cure = "Let the adapted model fill the cache itself, use routing='token', or give the route (given_route)"
     if forward.encoder_unknown and layer.tucka_role == "decoder":
         rule, got = "encoder_outputs that this model's encoder has made", "others, whose route is not known"
-        raise RouteError(expected("route", rule, got, where=where, cure=cure))
+        raise RouteError(expected("route", rule, got, where=scope.path(layer), cure=cure))
     if forward.past != 0:
         got = "a filled cache that carries no route, or whose rows have been changed"
-        message = expected("route", "the route of the cache's prompt", got, where=where, cure=cure)
+        message = expected("route", "the route of the cache's prompt", got, where=scope.path(layer), cure=cure)
         if not check_empty(forward.inputs.cache, message):
             raise RouteError(message)
     prompt = None if forward.generation is None else forward.generation.prompt_tokens
@@ -44,7 +43,7 @@ def check_origin(scope: RoutingScope, layer: Any, forward: Forward) -> None:
     if prompt is not None and tokens is not None and tokens < prompt and not layer.tucka_role:
         rule, got = f"the whole prompt of {prompt} tokens in one call", f"{tokens} of them (prefill_chunk_size)"
         cure = "Generate without prefill_chunk_size, use routing='token', or give the route (given_route)"
-        raise RouteError(expected("route", rule, got, where=where, cure=cure))
+        raise RouteError(expected("route", rule, got, where=scope.path(layer), cure=cure))
 
 
 def checked_router(scope: RoutingScope, adapter: str, layer: Any, x: Tensor, forward: Forward) -> Router:

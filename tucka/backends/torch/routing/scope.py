@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -39,6 +39,7 @@ class RouteOptions:
     owner_only: bool = False
     synchronized: bool = True
     samples_first: bool | None = None
+    input_names: Mapping[str, str] = field(default_factory=dict)
 
 
 class RoutingScope:
@@ -62,6 +63,7 @@ class RoutingScope:
         # By adapter and part of the model: the layer that holds the router, the counts, the latest gates.
         self.owners: dict[str, dict[str, Any]] = {}
         self.options: dict[str, RouteOptions] = {}
+        self.names: dict[str, str] = {}  # what some of the model's arguments are, as the options say
         self.pinned: dict[str, Tensor] = {}
         self._pinned_fits: dict[str, Fit] = {}
         self.load: dict[str, dict[str, Tensor]] = {}
@@ -131,6 +133,7 @@ class RoutingScope:
         """Let the calls of a model be recorded, as its adapted layers now need it."""
         self.detach()
         self._root = root
+        self.names = {name: role for options in self.options.values() for name, role in options.input_names.items()}
         self._called.append(root)
         if self.is_pinned():  # no call has a route of its own
             Generating.put_on(root, self)
