@@ -11,7 +11,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage mutants test-all test-newest test-core test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
+.PHONY: help install demo test coverage test-all test-newest test-core test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,13 +38,6 @@ test: $(STAMP)  ## the test suite, doctests and documents included
 
 coverage: COVERAGE = --cov
 coverage: test  ## the same, with the branches that it takes: at least 97 % of them
-
-# Which tests run a line is measured first. Changes are made in a copy of the tracked files.
-MUTANTS := --sample 400 --minutes 120
-mutants: $(STAMP)  ## change the library in one place at a time, and see whether tests notice: about two hours
-	$(BIN)/pip install --quiet cosmic-ray==8.7.0
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-context=test --cov-report= --cov-fail-under=0
-	$(BIN)/python -W ignore -m benchmarks.mutants $(MUTANTS)
 
 test-all: $(STAMP)  ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m ''
