@@ -4,7 +4,7 @@
     python -m benchmarks.quality.windows
 
 Writes ``windows.md`` and ``windows.svg`` beside the results. A window reaches from the smallest to the largest rate,
-without a gap, whose mean accuracy is within one point of the best rate's.
+without a gap, whose mean accuracy is at most so many points below that of the best rate.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.quality.run import RESULTS, read_results, score
 
 # Compared at equal seeds; what has run with at least so many rates takes part.
 METHODS = ("lora_r8", "tucka_r8", "tucka", "lora_r4", "tucka_r2_bounded", "tucka_one_bounded", "hra_r8", "oft_b32")
-LEAST_RATES, WITHIN = 4, 0.01
+LEAST_RATES, WITHIN = 4, (0.01, 0.03)
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,11 @@ class Window:
         """The rate with the best mean."""
         return max(self.means, key=lambda rate: (self.means[rate], -rate))
 
-    @property
-    def ends(self) -> tuple[float, float]:
-        """The smallest and the largest rate around the best one, without a gap, within one point of it."""
+    def ends(self, within: float) -> tuple[float, float]:
+        """Return the smallest and the largest rate around the best one, without a gap, whose mean is near the best."""
         means, rates = self.means, list(self.means)
         place = low = high = rates.index(self.best)
-        least = means[rates[place]] - WITHIN - 1e-9
+        least = means[rates[place]] - within - 1e-9
         while low > 0 and means[rates[low - 1]] >= least:
             low -= 1
         while high < len(rates) - 1 and means[rates[high + 1]] >= least:
@@ -64,27 +63,29 @@ def windows(records: Sequence[dict[str, Any]], experiments: Sequence[Experiment]
         for record in of_experiment(records, experiment):
             if "test" in record:
                 scores[record["learning_rate"]][record["seed"]] = score(record, "test")
-        most = max(map(len, scores.values()), default=0)
-        # With fewer seeds, a rate would be compared with other trainings than its neighbours.
-        complete = {rate: tuple(own.values()) for rate, own in scores.items() if len(own) == most}
-        if len(complete) < LEAST_RATES:
-            complete = {rate: (own[0],) for rate, own in scores.items() if 0 in own}
-        if len(complete) >= LEAST_RATES:
-            found.append(Window(experiment, complete))
+        # All rates with the same seeds, else a rate would be compared with other trainings than its neighbours.
+        most = max((seed + 1 for own in scores.values() for seed in own), default=0)
+        grids = [{rate: own for rate, own in scores.items() if own.keys() >= set(range(n))} for n in range(1, most + 1)]
+        grids = [grid for grid in grids if len(grid) >= LEAST_RATES]
+        if grids:
+            seeds, grid = max(enumerate(grids, 1), key=lambda pair: (pair[0] * len(pair[1]), pair[0]))
+            found.append(Window(experiment, {rate: tuple(own[n] for n in range(seeds)) for rate, own in grid.items()}))
     return found
 
 
 def table(made: Sequence[Window]) -> str:
     """Write one task's accuracy by rate, and the windows."""
     rates = sorted({rate for window in made for rate in window.scores})
-    head = ["method", *(f"{rate:g}" for rate in rates), "best", "window", "factor", "seeds"]
+    near = [f"within {within:.0%}" for within in WITHIN]
+    head = ["method", *(f"{rate:g}" for rate in rates), "best", *near, "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for window in made:
-        low, high = window.ends
         cells = [f"{window.means[rate]:.1%}" if rate in window.scores else "" for rate in rates]
         own = window.scores[window.best]
         best = f"{fmean(own):.1%}" + (f" ± {stdev(own):.1%}" if len(own) > 1 else "")
-        row = [window.experiment.label, *cells, best, f"{low:g} to {high:g}", f"{high / low:.1f}", str(len(own))]
+        ends = [window.ends(within) for within in WITHIN]
+        texts = [f"{low:g} to {high:g}, {high / low:.1f} times" for low, high in ends]
+        row = [window.experiment.label, *cells, best, *texts, str(len(own))]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
@@ -124,8 +125,9 @@ def write(folder: Path) -> str:
     if not tasks:
         return "No method has run with several learning rates yet.\n"
     said = (
-        "Test accuracy by learning rate, the mean over seeds; ± is the standard deviation over seeds. The window is "
-        f"within one point of the best rate. CPU, one thread; commits {', '.join(sorted(commits))}."
+        "Test accuracy by learning rate, the mean over seeds; ± is the standard deviation over seeds. *Within 1 %* is "
+        "the window whose accuracy is at most one point below the best. "
+        f"CPU, one thread; commits {', '.join(sorted(commits))}."
     )
     text = "\n\n".join(["# Learning rates", *pages, said]) + "\n"
     (folder / "windows.md").write_text(text)

@@ -137,7 +137,7 @@ def spread_times(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
 def column_scale(basis: Tensor) -> Tensor:
     """Return by what `tucka.soft_unit_columns` multiplies each column of a basis (d, r), (r,), in float32 at least."""
     wide = cast(basis, wide_dtype(basis))
-    return (wide * wide).sum(dim=0).add_(SOFTNESS**2).rsqrt_()
+    return ((wide * wide).sum(dim=0) + SOFTNESS**2).rsqrt()
 
 
 def between_columns(cores: Tensor, scale: Tensor) -> Tensor:
