@@ -70,7 +70,7 @@ def together(rows: Sequence[Row], name: str, labels: dict[str, str]) -> str:
                 f"{len(own)}",
                 *(f"{100 * fmean(row['test'][task] for row in own.values()):.1f}" for task in tasks),
                 with_error(list(means.values())),
-                "" if method == PEER else with_error(gains, sign=True),
+                with_error(gains, sign=True) if method != PEER and len(gains) == len(own) else "",
             ]
         )
     return _table(head, lines)
