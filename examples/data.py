@@ -17,7 +17,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tucka.errors import expected
@@ -51,6 +51,7 @@ class Sentence:
     domain: str
     text: str
     label: int
+    rating: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def _parse(domain: str, raw: bytes) -> list[Sentence]:
             _, rating, text = line.split("\t", maxsplit=2)
             if abs(float(rating)) > _NEUTRAL:
                 text = html.unescape(text).strip()
-                kept.setdefault(text, Sentence(domain, text, int(float(rating) > 0)))
+                kept.setdefault(text, Sentence(domain, text, int(float(rating) > 0), float(rating)))
     if not kept:
         raise ValueError(domain)
     return list(kept.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.routing import balance, balance_report, study_report
+from benchmarks.routing import balance, balance_report, study_report, tasks_report
 from benchmarks.routing.features import Features
 from tucka import load_entropy
 
@@ -89,6 +89,7 @@ WRITERS = {
     "routing-balance-start.json": balance_report.write_report,
     "routing-balance.jsonl": study_report.write_report,
     "routing-pays.jsonl": study_report.write_report,
+    "routing-tasks.jsonl": tasks_report.write_report,
 }
 
 

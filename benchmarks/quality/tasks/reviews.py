@@ -29,9 +29,14 @@ _TABLES = {"train": "training_data", "test": "testing_data"}
 
 
 def load(sizes: Sizes) -> Problem:
-    train, test = read_reviews(cached("small-fine-foods", {FILE: SHA256}, _make) / FILE)
+    train, test = load_reviews()
     split = split_domains({PART: train}, train=sizes.train, test=sizes.validation)
     return text_problem(split.train, split.test, {PART: test[: sizes.test]}, max_length=MAX_LENGTH)
+
+
+def load_reviews() -> tuple[list[Sentence], list[Sentence]]:
+    """Read the reviews, which are fetched once."""
+    return read_reviews(cached("small-fine-foods", {FILE: SHA256}, _make) / FILE)
 
 
 def read_reviews(path: Path) -> tuple[list[Sentence], list[Sentence]]:
