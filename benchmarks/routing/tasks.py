@@ -26,7 +26,7 @@ from tucka.peft import TuckAConfig, adapted_modules, given_route, initialize_rou
 MAX_LENGTH, BATCH = 48, 8
 SIZES = Sizes(train=200, validation=100, test=400, epochs=2, batch_size=BATCH)  # of each task
 TARGETS = ["query", "value", "dense"]
-CORES_APART = "cores apart"
+CORES_ALIKE = "cores alike"
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ METHODS = {
     "loras_r8": _lora("a LoRA r=8 for each task", 8, is_apart=True),
     "tucka_one": Method("TuckA r=8, one group", "tucka", {"k": 1, "routing": "sample"}),
     "tucka_sample": Method("TuckA r=8, as many groups, routed by sample", "tucka", {"routing": "sample"}),
-    "tucka_given": Method("TuckA r=8, a group for each task", "tucka", {"routing": "given"}),
-    "tucka_given_apart": Method(
-        "TuckA r=8, a group for each task, cores apart", "tucka", {"routing": "given"}, start=CORES_APART
+    "tucka_given": Method(
+        "TuckA r=8, a group for each task, cores that start alike", "tucka", {"routing": "given"}, start=CORES_ALIKE
     ),
+    "tucka_given_apart": Method("TuckA r=8, a group for each task", "tucka", {"routing": "given"}),
 }
 
 
@@ -164,8 +164,8 @@ class Learner(nn.Module):
             config = TuckAConfig(**settings, **names)
         if method.kind != "head":
             self.encoder = peft.get_peft_model(self.encoder, config)
-        if method.start == CORES_APART:
-            set_cores_apart(self.encoder)
+        if method.start == CORES_ALIKE:
+            set_cores_alike(self.encoder)
         self.heads = nn.ModuleDict()
         for task in tasks:
             self.add_head(task)
@@ -193,17 +193,13 @@ class Learner(nn.Module):
 
 
 @torch.no_grad()
-def set_cores_apart(model: nn.Module) -> None:
-    """Let each group lead what it reads to the zero columns in an order of its own.
-
-    The orders are cyclic, so the cores of as many groups as there are such columns are orthogonal to each other:
-    what the groups ask of the zero columns cannot cancel.
-    """
+def set_cores_alike(model: nn.Module) -> None:
+    """Let all groups lead what they read to the zero columns in one order, which the library's start turns by group."""
     for name, parameter in model.named_parameters():
         if name.endswith("cores"):
             read = (parameter.shape[-1] + 1) // 2
             for group, core in enumerate(parameter):
-                core[:, :read, read:] = core[:, :read, read:].roll(group, dims=-1)
+                core[:, :read, read:] = core[:, :read, read:].roll(-group, dims=-1)
 
 
 def inputs(rows: Sequence[Item]) -> tuple[dict[str, Tensor], Tensor]:

@@ -119,7 +119,12 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter: str, config: TuckAConfig, spec: TuckerSpec, *, owns_router: bool) -> None:
         """Add an adapter, or make it anew; `spec` is the configuration's."""
         self.tucka_experts[adapter] = ExpertParts(
-            spec, self.in_features, init_weights=config.init_weights, gain=self._gain, dropout=config.dropout
+            spec,
+            self.in_features,
+            init_weights=config.init_weights,
+            gain=self._gain,
+            dropout=config.dropout,
+            starts_apart=config.routing == "given",
         )
         if owns_router:
             padded = config.route_tokens == "padded"

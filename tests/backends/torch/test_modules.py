@@ -239,6 +239,21 @@ def test_every_expert_is_zero_and_all_lead_alike_to_the_zero_half(norm, length, 
     torch.testing.assert_close(inner, wanted.expand_as(inner), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 7, 8])
+def test_groups_that_start_apart_lead_to_other_columns_with_the_same_strength(rank):
+    torch.manual_seed(0)
+    parts = started(rank, 3, 2, 2, starts_apart=True)
+    torch.manual_seed(0)
+    alike = started(rank, 3, 2, 2)
+    cores, factor, basis = as_arrays(*parts.factors())
+    assert not any(reference.expert(cores, factor, basis, i, j).any() for i in range(3) for j in range(2))
+    torch.testing.assert_close(parts.cores[0], alike.cores[0])
+    torch.testing.assert_close(parts.cores.norm(dim=(1, 2, 3)), alike.cores.norm(dim=(1, 2, 3)))
+    if rank > 5:  # as many columns as groups
+        products = parts.cores.flatten(1) @ parts.cores.flatten(1).T
+        torch.testing.assert_close(products, products.diagonal().diag())
+
+
 @given(seed=st.integers(0, 99), length=st.sampled_from([0.0, 0.3, 40.0]), **SIZES)
 def test_factors_make_the_experts_of_a_basis_with_soft_unit_columns(seed, length, rank, k, t, p):
     torch.manual_seed(seed)

@@ -50,9 +50,11 @@ class ExpertParts(nn.Module):
         init_weights: bool = True,
         gain: Gain | None = None,
         dropout: float = 0.0,
+        starts_apart: bool = False,
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.starts_apart = starts_apart  # whether groups lead to the zero half in orders of their own
         self.dropout = dropout  # of what the update is computed from
         self.scale = 1.0  # by which callers weaken or strengthen the update
         rank, slices = spec.rank, spec.expert_rank
@@ -96,7 +98,12 @@ class ExpertParts(nn.Module):
         lead = _LEAD[self.spec.factor_norm] / (rank**0.5 * (_TYPICAL_GAIN if measured is None else measured))
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
-        self.cores[:, :, range(written), range(read, rank)] = lead * weights[:, None]
+        columns = torch.arange(written)
+        for group, cores in enumerate(self.cores):
+            # Where groups differ in what they are for, gradients of opposite aims would cancel in columns that all
+            # groups lead to alike.
+            order = (columns + group * self.starts_apart) % written
+            cores[:, columns, read + order] = lead * weights[:, None]
 
     @torch.no_grad()
     def add_group(self) -> None:
