@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.quality import report, run, studies_report
+from benchmarks.quality import movement, report, run, studies_report, windows
 from benchmarks.quality.experiments import FOLDER, read, read_all
 from benchmarks.quality.problem import Problem, Sizes
 from benchmarks.quality.training import Unsupported, adapt, run_adapter, run_words, trainable
@@ -195,5 +195,30 @@ def test_committed_tables_are_made_from_the_committed_results(tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     pages = {"tables.md": report.write(tmp_path, read_all())}
     pages |= {path.name: path.read_text() for path in studies_report.write(tmp_path)}
+    pages["windows.md"] = windows.write(tmp_path)
+    measured = json.loads((run.RESULTS / "movement.json").read_text())
+    pages["movement.md"] = movement.page(measured)
     for name, text in pages.items():
         assert text == (run.RESULTS / name).read_text(), f"{name} is not what its results say"
+
+
+def test_a_window_reaches_as_far_as_accuracy_is_near_the_best_without_a_gap():
+    one = windows.Window(experiment(), {1e-3: (0.6,), 2e-3: (0.805, 0.795), 4e-3: (0.81,), 8e-3: (0.7,), 1e-2: (0.81,)})
+    assert one.best == 4e-3
+    assert (one.ends(0.01), one.ends(0.2), one.ends(0.3)) == ((2e-3, 4e-3), (2e-3, 1e-2), (1e-3, 1e-2))
+
+
+def test_windows_compare_rates_with_the_same_seeds():
+    own = experiment()
+    runs = [record(rate, seed, 0.5, rate, own.name, key=own.key) for rate in (0.1, 0.2, 0.3, 0.4) for seed in (0, 1)]
+    runs += [record(0.5, 0, 0.5, 0.9, own.name, key=own.key), record(0.1, 2, 0.5, 0.9, own.name, key=own.key)]
+    (found,) = windows.windows(runs, [own])
+    assert found.means == {0.1: 0.1, 0.2: 0.2, 0.3: 0.3, 0.4: 0.4}
+    assert windows.windows(runs[:6], [own]) == []
+
+
+def test_a_grid_of_rates_runs_with_every_seed():
+    plan = run.Plan(["reviews"], "quick", [experiment()], [0, 1], [1e-3, 2e-3])
+    asked = [(one.seed, one.learning_rate) for one in plan.runs([])]
+    assert asked == [(0, 1e-3), (0, 2e-3), (1, 1e-3), (1, 2e-3)]
+    assert len(list(plan.runs([record(1e-3, 0, 0.5) | {"task": "reviews"}]))) == 3
