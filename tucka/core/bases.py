@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from tucka.arrays import Array, cast, detach, floating_backend, widen
+from tucka.arrays import Array, cast, floating_backend, widen
 from tucka.checks import check_axes
+from tucka.core.norms import largest_entry
 
 __all__ = ["SOFTNESS", "soft_unit_columns"]
 
@@ -50,7 +51,7 @@ def soft_unit_columns(basis: Array) -> Array:
     check_axes("basis", basis, "d r", where="soft_unit_columns")
     wide = widen(basis)
     # Divided by the largest entry first, so that no square overflows.
-    largest = handle.max(handle.abs(detach(wide)), axis=0)
+    largest = largest_entry(wide, axis=0)
     largest = handle.where(largest > SOFTNESS, largest, largest * 0 + SOFTNESS)
     scaled = wide / largest
     lengths = handle.sqrt(handle.sum(scaled * scaled, axis=0) + (SOFTNESS / largest) ** 2)

@@ -175,10 +175,14 @@ def test_a_gradient_that_would_be_lost_is_refused(routing):
         model(drawn()).sum().backward()
 
 
-def test_a_gradient_of_the_inputs_that_would_be_lost_is_refused():
-    _, model = chains("a branch without gradients")
+def train_only_experts(model):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".tucka_experts." in name)
+
+
+def test_a_gradient_of_the_inputs_that_would_be_lost_is_refused():
+    _, model = chains("a branch without gradients")
+    train_only_experts(model)
     with pytest.raises(RouteError, match="part of the route's gradient would be lost"):
         model(drawn()).sum().backward()
 
@@ -187,8 +191,7 @@ def test_a_router_without_gradients_loses_none():
     """Only the last checkpoint gets a gradient, and nothing trains that its route depends on."""
     plain, checkpointed = chains("all inside")
     for model in (plain, checkpointed):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".tucka_experts." in name)
+        train_only_experts(model)
         net = model.base_model.model
         with routing_scope(model):
             x = net.again(net.layer(0, 1), drawn().detach())
@@ -199,8 +202,7 @@ def test_a_router_without_gradients_loses_none():
 def test_a_route_that_turns_out_to_be_constant_loses_none():
     plain, checkpointed = chains("all inside")
     for model in (plain, checkpointed):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".tucka_experts." in name)
+        train_only_experts(model)
         net = model.base_model.model
         with routing_scope(model):
             x = net.again(lambda x, net=net: net.layer(1)(net.layer(0)(x.detach()) + x), drawn())
@@ -296,8 +298,7 @@ def test_a_router_that_does_not_train(kind, routing):
     plain, checkpointed = pair(kind, routing, k=4)
     found = []
     for model in (plain, checkpointed):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(".tucka_experts." in name)
+        train_only_experts(model)
         caught = []
         model.get_input_embeddings().register_forward_hook(lambda _m, _a, out, caught=caught: caught.append(out))
         losses = [loss_of(model, inputs_for(kind, seed=seed)) for seed in (1, 2)]

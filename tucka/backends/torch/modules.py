@@ -98,12 +98,12 @@ class ExpertParts(nn.Module):
         lead = _LEAD[self.spec.factor_norm] / (rank**0.5 * (_TYPICAL_GAIN if measured is None else measured))
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
-        columns = torch.arange(written)
         for group, cores in enumerate(self.cores):
             # Where groups differ in what they are for, gradients of opposite aims would cancel in columns that all
             # groups lead to alike.
-            order = (columns + group * self.starts_apart) % written
-            cores[:, columns, read + order] = lead * weights[:, None]
+            shift = group if self.starts_apart else 0
+            order = [read + (column + shift) % written for column in range(written)]
+            cores[:, range(written), order] = lead * weights[:, None]
 
     @torch.no_grad()
     def add_group(self) -> None:
@@ -124,9 +124,8 @@ class ExpertParts(nn.Module):
         if norm != "frobenius":
             named = parameters_by_name(self)
             cores, expert_factor, basis = named["cores"], named["expert_factor"], named["basis"]
-            if (
-                norm == "columns"
-            ):  # the same update as with `soft_unit_columns` of the basis, and fewer numbers to scale
+            # The same update as with `soft_unit_columns` of the basis, and fewer numbers to scale.
+            if norm == "columns":
                 cores = between_columns(cores, column_scale(basis))
             return cores, expert_factor, basis
         norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
