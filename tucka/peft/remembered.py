@@ -1,7 +1,9 @@
-"""How an adapted layer was, so that a generation notices what changes in it between two tokens."""
+"""How adapted layers were, so that what was made of them is used only while they are so still."""
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from tucka.backends.torch.modules import ExpertParts
@@ -9,33 +11,49 @@ from tucka.backends.torch.private import modules_by_name, parameters_by_name
 
 __all__ = ["Remembered"]
 
+# Read by functions of the interpreter's own: a loop in Python over all layers would take as long as a product in each.
+_STATE = attrgetter("_active_adapter", "_disable_adapters", "merged_adapters")
+_OPTIONS = attrgetter("scale", "training", "dropout", "spec")
+_PARAMETERS = itemgetter("cores", "expert_factor", "basis")
+
 
 class Remembered:
-    """How a layer was when it made an update with one active adapter."""
+    """How layers were when each made an update with one adapter."""
 
-    __slots__ = ("_active", "_adapter", "_alpha", "_experts", "_layer", "_named", "_parts", "_pinned", "_training")
+    def __init__(self) -> None:
+        self._layers: list[Any] = []
+        self._states: list[tuple[Any, ...]] = []
+        self._experts: list[dict[str, Any]] = []
+        self._adapters: list[str] = []
+        self._parts: list[Any] = []
+        self._options: list[tuple[Any, ...]] = []
+        self._named: list[dict[str, Any]] = []
+        self._parameters: list[Any] = []
+        self._pinned: dict[str, tuple[dict[str, Any], Any]] = {}
 
-    def __init__(self, layer: Any, adapter: str, parts: ExpertParts) -> None:
-        self._layer, self._adapter, self._parts = layer, adapter, parts
-        self._active = layer._active_adapter
-        self._experts = modules_by_name(layer.tucka_experts)
-        self._named = dict(parameters_by_name(parts))
-        self._alpha, self._training = parts.scale, parts.training
-        self._pinned = layer.tucka_scope.pinned.get(adapter)
+    def add(self, layer: Any, adapter: str, parts: ExpertParts) -> None:
+        """Remember one more layer."""
+        active, disabled, merged = _STATE(layer)
+        self._layers.append(layer)
+        self._states.append((active if isinstance(active, str) else list(active), disabled, list(merged)))
+        self._experts.append(modules_by_name(layer.tucka_experts))
+        self._adapters.append(adapter)
+        self._parts.append(parts)
+        self._options.append(_OPTIONS(parts))
+        self._named.append(parameters_by_name(parts))
+        self._parameters += _PARAMETERS(parameters_by_name(parts))
+        pinned = layer.tucka_scope.pinned
+        self._pinned[adapter] = pinned, pinned.get(adapter)
 
     def is_as_it_was(self) -> bool:
-        """Tell whether the next update would be made in the same way."""
-        layer, parts, known = self._layer, self._parts, self._named
-        now = parameters_by_name(parts)
-        return (
-            layer._active_adapter is self._active
-            and not layer._disable_adapters
-            and not layer.merged_adapters
-            and self._experts.get(self._adapter) is parts
-            and parts.scale == self._alpha
-            and parts.training is self._training
-            and now["cores"] is known["cores"]
-            and now["expert_factor"] is known["expert_factor"]
-            and now["basis"] is known["basis"]
-            and layer.tucka_scope.pinned.get(self._adapter) is self._pinned
-        )
+        """Tell whether the next update of each layer would be made in the same way, of the same parameters."""
+        try:
+            return (
+                list(map(_STATE, self._layers)) == self._states
+                and all(map(is_, map(dict.get, self._experts, self._adapters), self._parts))
+                and list(map(_OPTIONS, self._parts)) == self._options
+                and all(map(is_, chain.from_iterable(map(_PARAMETERS, self._named)), self._parameters))
+                and all(pinned.get(name) is gates for name, (pinned, gates) in self._pinned.items())
+            )
+        except KeyError:  # a parameter was taken away
+            return False

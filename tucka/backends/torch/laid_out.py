@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.mixing import cores_of_experts, mixed, of_one_sample, scaled, times_core, times_own
+from tucka.backends.torch.cores import cores_together
+from tucka.backends.torch.mixing import cores_of_experts, has_own_gates, times_core, times_own
 from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
 
@@ -15,34 +18,61 @@ __all__ = ["LaidOut"]
 _FOLDED = 32
 
 
+class Factored(Protocol):
+    """The parts of a layer."""
+
+    @property
+    def alpha(self) -> float:
+        """The scale of the update."""
+
+    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+        """Return cores (k, p, r, r), expert factor (t, p) and basis (d, r); whether its columns are to be scaled."""
+
+
 class LaidOut:
     """The factors of one layer for inputs of one dtype, and the last mixed core."""
 
     __slots__ = (
         "_basis",
         "_cores",
-        "_expert_factor",
         "_experts",
+        "_factor",
         "_last",
+        "_parts",
         "_reading",
         "_turned",
-        "alpha",
         "count",
         "dtype",
         "is_used_again",
     )
 
-    def __init__(self, factors: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype, alpha: float) -> None:
-        self.dtype = dtype
-        self._cores, self._expert_factor, basis = factors  # (k, p, r, r), (t, p), (d, r)
-        self.alpha = alpha
+    def __init__(self, parts: Factored, dtype: torch.dtype) -> None:
+        self.dtype, self._parts = dtype, parts
+        (_, self._factor, basis), _ = parts.unscaled()
         self._basis = basis if basis.dtype is dtype else basis.to(dtype)
         self._turned: Tensor | None = None
+        self._cores: Tensor | None = None  # (k, p, r, r), with α and the scales of the columns
         self._experts: Tensor | None = None  # the core of each expert, (k·t, r²)
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
         self._reading: tuple[Tensor, Tensor] | None = None  # a mixed core, and the basis times it
         self.count = -1  # of the token that it was last used for, in a generation
         self.is_used_again = False
+
+    def take(self, core: Tensor, gates: Tensor | None) -> None:
+        """Take over a core that was mixed by gates, or all cores if there are none, as the layers of a call share."""
+        if gates is None:
+            self._cores = core
+        else:
+            self._last = gates, version_of(gates), cast(core, self.dtype)
+
+    def knows(self, gates: Tensor) -> bool:
+        """Tell whether the core that these gates mix is there."""
+        last = self._last
+        return last is not None and last[0] is gates and last[1] == version_of(gates)
+
+    def _made(self, gates: Tensor | None) -> Tensor:
+        factors, is_bounded = self._parts.unscaled()
+        return cores_together(gates, factors, (self._parts.alpha,), is_bounded=is_bounded)[0]
 
     def turned(self, rows: int) -> Tensor:
         """Return Uᵀ (r, d) for products with a number of rows."""
@@ -57,7 +87,7 @@ class LaidOut:
         rows = rows_of(x, self.dtype)
         count = rows.shape[0]
         laid = self.turned(count)
-        if gates.ndim - 2 == x.ndim - 1 > 0:
+        if has_own_gates(x, gates):
             inner = self.times_own(into(rows, laid), gates)
         else:
             core = self.mixed(gates)
@@ -68,12 +98,13 @@ class LaidOut:
 
     def times_own(self, inner: Tensor, gates: Tensor) -> Tensor:
         """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
-        few = inner.shape[0] <= FEW and self._expert_factor.shape[0] <= 2 * self._expert_factor.shape[1]
+        if self._cores is None:
+            self._cores = self._made(None)
+        few = inner.shape[0] <= FEW and self._factor.shape[0] <= 2 * self._factor.shape[1]
         if not few or not inner.shape[0]:
-            return times_own(inner, self._cores, self._expert_factor, gates, alpha=self.alpha)
+            return times_own(inner, self._cores, self._factor, gates, alpha=1.0)
         if self._experts is None:
-            experts = scaled(cores_of_experts(self._cores, self._expert_factor), self.alpha)
-            self._experts = cast(experts, self.dtype)
+            self._experts = cast(cores_of_experts(self._cores, self._factor), self.dtype)
         rank = inner.shape[1]
         own = torch.mm(cast(gates.reshape(inner.shape[0], -1), self.dtype), self._experts)
         if inner.shape[0] == 1:
@@ -91,10 +122,6 @@ class LaidOut:
 
     def mixed(self, gates: Tensor) -> Tensor:
         """Mix the cores, (..., r, r), unless the last call had the same gates."""
-        last, version = self._last, version_of(gates)
-        if last is not None and last[0] is gates and last[1] == version:
-            return last[2]
-        core = scaled(mixed(self._cores, self._expert_factor, gates), self.alpha)
-        core = of_one_sample(cast(core, self.dtype))
-        self._last = (gates, version, core)
-        return core
+        if self._last is None or not self.knows(gates):
+            self._last = gates, version_of(gates), cast(self._made(gates), self.dtype)
+        return self._last[2]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -17,12 +15,14 @@ __all__ = [
     "column_scale",
     "core_gradient",
     "cores_of_experts",
+    "has_own_gates",
     "mixed",
     "mixed_by",
-    "mixed_gradients",
     "of_one_sample",
+    "scale_of",
     "scaled",
     "spread_times",
+    "squared_lengths",
     "times_core",
     "times_mixed",
     "times_own",
@@ -56,36 +56,6 @@ def cores_of_experts(cores: Tensor, expert_factor: Tensor) -> Tensor:
 def mixed_by(weights: Tensor, cores: Tensor) -> Tensor:
     """Sum cores (k, p, r, r) by weights (N, k·p) to (N, r²)."""
     return _wide_product(weights, cast(_stacked(cores), weights.dtype))
-
-
-def mixed_gradients(
-    of_core: Tensor | None,  # (..., r, r): for α times `mixed`
-    of_weights: Tensor | None,  # (N, k·p)
-    weights: Tensor,
-    cores: Tensor,
-    expert_factor: Tensor,
-    gates: Tensor,
-    alpha: float,
-    needed: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients of cores, expert factor and gates, of those that are needed."""
-    of_cores = of_factor = of_gates = None
-    if of_core is not None:
-        of_mixed = scaled(cast(of_core.reshape(len(weights), cores.shape[-1] ** 2), weights.dtype), alpha)
-        if needed[0]:
-            of_cores = cast(_wide_product(weights.t(), of_mixed).reshape(cores.shape), cores.dtype)
-        if needed[1] or needed[2]:
-            through = _wide_product(of_mixed, cast(_stacked(cores), weights.dtype).t())
-            of_weights = through if of_weights is None else of_weights + through
-    if of_weights is not None:
-        of_weights = of_weights.reshape(-1, expert_factor.shape[-1])
-        if needed[1]:
-            flat = cast(gates.reshape(-1, gates.shape[-1]), weights.dtype)
-            of_factor = cast(_wide_product(flat.t(), of_weights), expert_factor.dtype)
-        if needed[2]:
-            of_gates = _wide_product(of_weights, cast(expert_factor, weights.dtype).t())
-            of_gates = cast(of_gates.reshape(gates.shape), gates.dtype)
-    return of_cores, of_factor, of_gates
 
 
 def times_core(inner: Tensor, core: Tensor) -> Tensor:
@@ -134,10 +104,25 @@ def spread_times(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
     return torch.mm(spread.reshape(-1, cores.shape[0] * rank), cores.reshape(-1, rank))
 
 
+def has_own_gates(x: Tensor, gates: Tensor) -> bool:
+    """Tell whether each row of `x` (..., d) has gates (..., k, t) of its own, and not one core with others."""
+    return gates.ndim - 2 == x.ndim - 1 > 0
+
+
 def column_scale(basis: Tensor) -> Tensor:
     """Return by what `tucka.soft_unit_columns` multiplies each column of a basis (d, r), (r,), in float32 at least."""
+    return scale_of(squared_lengths(basis))
+
+
+def squared_lengths(basis: Tensor) -> Tensor:
+    """Return the squared length of each column of a basis (d, r), (r,), in float32 at least."""
     wide = cast(basis, wide_dtype(basis))
-    return ((wide * wide).sum(dim=0) + SOFTNESS**2).rsqrt()
+    return (wide * wide).sum(dim=0)
+
+
+def scale_of(squares: Tensor) -> Tensor:
+    """Return by what columns are multiplied, from their squared lengths."""
+    return (squares + SOFTNESS**2).rsqrt()
 
 
 def between_columns(cores: Tensor, scale: Tensor) -> Tensor:

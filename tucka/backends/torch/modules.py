@@ -13,7 +13,7 @@ from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolu
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
 from tucka.backends.torch.functional import add_gated_update
 from tucka.backends.torch.laid_out import LaidOut
-from tucka.backends.torch.mixing import between_columns, column_scale
+from tucka.backends.torch.mixing import between_columns, column_scale, has_own_gates
 from tucka.backends.torch.private import (
     has_master_copy,
     is_in_pieces,
@@ -21,7 +21,8 @@ from tucka.backends.torch.private import (
     parameters_by_name,
     whole_shape,
 )
-from tucka.backends.torch.thin import compute_dtype
+from tucka.backends.torch.thin import cast, compute_dtype
+from tucka.backends.torch.update import add_update
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import TuckerSpec
 
@@ -120,38 +121,41 @@ class ExpertParts(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return cores, expert factor and basis as they enter the equations: normalised if the spec says so."""
-        norm = self.spec.factor_norm
-        if norm != "frobenius":
-            named = parameters_by_name(self)
-            cores, expert_factor, basis = named["cores"], named["expert_factor"], named["basis"]
-            # The same update as with `soft_unit_columns` of the basis, and fewer numbers to scale.
-            if norm == "columns":
-                cores = between_columns(cores, column_scale(basis))
-            return cores, expert_factor, basis
-        norms = torch.linalg.vector_norm(self.cores, dim=(1, 2, 3), keepdim=True)  # group by group
-        return self.cores / norms, self.expert_factor / self.expert_factor.norm(), self.basis / self.basis.norm()
+        (cores, expert_factor, basis), is_bounded = self.unscaled()
+        # The same update as with `soft_unit_columns` of the basis, and fewer numbers to scale.
+        return between_columns(cores, column_scale(basis)) if is_bounded else cores, expert_factor, basis
+
+    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+        """Return the factors, and whether cores are still to be scaled as the columns of the basis are."""
+        own = parameters_by_name(self)
+        cores, expert_factor, basis = own["cores"], own["expert_factor"], own["basis"]
+        if self.spec.factor_norm != "frobenius":
+            return (cores, expert_factor, basis), self.spec.factor_norm == "columns"
+        norms = torch.linalg.vector_norm(cores, dim=(1, 2, 3), keepdim=True)  # group by group
+        return (cores / norms, expert_factor / expert_factor.norm(), basis / basis.norm()), False
 
     @property
     def alpha(self) -> float:
         """The scale α of the update, as callers have changed it."""
         return self.spec.alpha * self.scale
 
-    def forward(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
-        """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
+    def forward(self, base: Tensor, x: Tensor, gates: Tensor, core: Tensor | None = None) -> Tensor:
+        """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d); `core` is what was made of them."""
         if self.drops:
             x = nn.functional.dropout(x, self.dropout)
         if not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return self.laid_out(x).add_update(base, x, gates)
-        if self.spec.factor_norm == "columns":
+            laid = LaidOut(self, compute_dtype(x))
+            if core is not None:
+                laid.take(core, None if has_own_gates(x, gates) else gates)
+            return laid.add_update(base, x, gates)
+        if core is not None:
             own = parameters_by_name(self)
-            parts = own["basis"], own["cores"], own["expert_factor"]
-            return add_gated_update(base, x, *parts, gates, alpha=self.alpha, is_bounded=True)
-        cores, expert_factor, basis = self.factors()
-        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha)
-
-    def laid_out(self, x: Tensor) -> LaidOut:
-        """Lay the factors out for products with an input, without gradients."""
-        return LaidOut(self.factors(), compute_dtype(x), self.alpha)
+            if has_own_gates(x, gates):
+                return add_gated_update(base, x, own["basis"], core, own["expert_factor"], gates, alpha=1.0)
+            return add_update(base, x, own["basis"], cast(core, compute_dtype(x)))
+        (cores, expert_factor, basis), is_bounded = self.unscaled()
+        parts = basis, cores, expert_factor
+        return add_gated_update(base, x, *parts, gates, alpha=self.alpha, is_bounded=is_bounded)
 
     @property
     def drops(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ __all__ = [
     "assert_later",
     "at_end_of_backward",
     "audio_mask",
+    "called",
     "checkpoint_frame",
     "data_parallel_group",
     "has_input_gradients",
@@ -187,6 +189,9 @@ def is_exporting() -> bool:
     return bool(told is not None and told())
 
 
+_VERSION = attrgetter("_version")
+
+
 def version_of(tensor: Tensor) -> int:
     """Count how often a tensor has been written to; torch does not count for tensors made in inference mode."""
     return 0 if tensor.is_inference() else tensor._version
@@ -195,14 +200,14 @@ def version_of(tensor: Tensor) -> int:
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:
     """Count how often each tensor has been written to."""
     try:
-        return [each._version for each in tensors]
+        return list(map(_VERSION, tensors))
     except RuntimeError:  # some were made in inference mode
         return [version_of(each) for each in tensors]
 
 
 def pointers_of(tensors: Iterable[Tensor]) -> list[int]:
     """Say where each tensor's numbers are."""
-    return [each.data_ptr() for each in tensors]
+    return list(map(Tensor.data_ptr, tensors))
 
 
 def assert_later(condition: Tensor, message: str) -> None:
@@ -228,6 +233,24 @@ def parameters_by_name(module: nn.Module) -> dict[str, Any]:
 def is_replica(module: nn.Module) -> bool:
     """Tell whether a module is one of the copies that nn.DataParallel makes for each call."""
     return bool(getattr(module, "_is_replica", False))
+
+
+def called(base: nn.Module, x: Tensor) -> Any:
+    """Call a layer; a plain linear layer in whose calls nobody takes part, without what a module's call looks for."""
+    if type(base) is nn.Linear and not (any(_HOOKS(base)) or "forward" in vars(base) or any(_HOOKS_OF_ALL)):
+        weight, bias = base._parameters.get("weight"), base._parameters.get("bias")
+        if weight is not None:
+            return nn.functional.linear(x, weight, bias)
+    return base(x)
+
+
+_HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS_OF_ALL = (
+    nn.modules.module._global_forward_hooks,
+    nn.modules.module._global_forward_pre_hooks,
+    nn.modules.module._global_backward_hooks,
+    nn.modules.module._global_backward_pre_hooks,
+)
 
 
 def is_called_alone(module: nn.Module) -> bool:

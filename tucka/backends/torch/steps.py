@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from typing import Protocol
+import math
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from tucka.backends.torch.laid_out import LaidOut
 from tucka.backends.torch.mixing import times_core
-from tucka.backends.torch.private import is_any_autocast_on, pointers_of, versions_of
+from tucka.backends.torch.private import is_any_autocast_on, parameters_by_name, pointers_of, versions_of
 from tucka.backends.torch.thin import into
 
 __all__ = ["Remembered", "Step", "Steps"]
@@ -21,7 +22,10 @@ __all__ = ["Remembered", "Step", "Steps"]
 
 
 class Remembered(Protocol):
-    """What a layer's update depends on, besides the numbers in tensors."""
+    """What the updates of layers depend on, besides the numbers in tensors."""
+
+    def add(self, layer: Any, adapter: str, parts: Any) -> None:
+        """Remember one more layer."""
 
     def is_as_it_was(self) -> bool:
         """Tell whether nothing of it has changed."""
@@ -32,22 +36,30 @@ class Step:
 
     __slots__ = ("_core", "_gates", "_laid", "_reading", "_turned", "_width", "adapter", "count", "dtype", "shape")
 
-    def __init__(self, laid: LaidOut, x: Tensor, gates: Tensor | None = None, adapter: str | None = None) -> None:
-        self.shape, self.dtype = x.shape, x.dtype
+    def __init__(
+        self,
+        laid: LaidOut,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        gates: Tensor | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        self.shape, self.dtype = shape, dtype
         self.adapter = adapter  # whose gates are to be asked for, if they do not stay as they are
         self.count = -1  # of the token that it was last used for
-        self._width = x.shape[-1]
-        rows = x.numel() // self._width
+        self._width = shape[-1]
+        rows = math.prod(shape[:-1])
         self._laid, self._turned = laid, laid.turned(rows)
         self._gates = gates  # of rows that each have their own
-        self._core = None if gates is None or gates.ndim - 2 == x.ndim - 1 > 0 else laid.mixed(gates)
-        self._reading = None if self._core is None else laid.reading(self._core, rows)
+        self._core = None if gates is None or gates.ndim - 1 == len(shape) > 1 else laid.mixed(gates)
+        reading = None if self._core is None else laid.reading(self._core, rows)
+        self._reading = None if reading is None else reading.t()  # (d, r)
 
     def add_update(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
         """Add its update to an input of its shape, by the gates of its tokens if they are asked for."""
         rows, core = x.reshape(-1, self._width), self._core
         if self._reading is not None:
-            inner = into(rows, self._reading)
+            inner = torch.mm(rows, self._reading)
         elif core is not None:
             inner = times_core(into(rows, self._turned), core)
         else:
@@ -70,7 +82,7 @@ class Steps:
     def _forget(self) -> None:
         self._by_size.clear()
         self._laid.clear()
-        self._remembered: list[Remembered] = []
+        self._remembered: Remembered | None = None
         self._watched: dict[int, Tensor] = {}
         self._versions: list[int] = []
         self._pointers: list[int] = []
@@ -82,7 +94,7 @@ class Steps:
             return
         tensors = self._watched.values()
         is_same = versions_of(tensors) == self._versions and pointers_of(tensors) == self._pointers
-        if not (is_same and all(known.is_as_it_was() for known in self._remembered)):
+        if not is_same or (self._remembered is not None and not self._remembered.is_as_it_was()):
             self._forget()
         self._count += 1
         self.now = self._by_size.setdefault(size, {})
@@ -109,19 +121,24 @@ class Steps:
         laid.count, laid.is_used_again = self._count, True
         return laid
 
-    def keep(self, parts: object, laid: LaidOut, remembered: Remembered, tensors: Iterable[Tensor]) -> None:
+    def keep(self, layer: Any, adapter: str, parts: Any, laid: LaidOut, kind: Callable[[], Remembered]) -> None:
         """Keep what the calls of a layer have in common, with all that it was made of."""
         if self.now is None or id(parts) in self._laid:
             return
         laid.count = self._count
         self._laid[id(parts)] = laid
-        self._remembered.append(remembered)
-        self._watch(tensors)
+        self._remembered = kind() if self._remembered is None else self._remembered
+        self._remembered.add(layer, adapter, parts)
+        self._watch(parameters_by_name(parts).values())
 
-    def note(self, layer: object, step: Step, gates: Tensor | None) -> None:
-        """Keep a layer's step for calls of this size, and the gates that it was made of."""
+    def has(self, layer: object) -> bool:
+        """Tell whether a layer has a step in calls of this size, or none is kept."""
+        return self.now is None or id(layer) in self.now
+
+    def note(self, layer: object, step: Step, gates: Tensor | None, *, is_used: bool) -> None:
+        """Keep a layer's step for calls of this size, from this one on if it is not used in it yet."""
         if self.now is not None and id(layer) not in self.now:
-            step.count = self._count
+            step.count = self._count if is_used else self._count - 1
             self.now[id(layer)] = step
             if gates is not None and id(gates) not in self._watched:
                 self._watch([gates])

@@ -7,18 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.mixing import (
-    between_columns,
-    column_scale,
-    core_gradient,
-    mixed,
-    mixed_by,
-    mixed_gradients,
-    of_one_sample,
-    scaled,
-    times_core,
-    weights_of,
-)
+from tucka.backends.torch.mixing import core_gradient, of_one_sample, scaled, times_core
 from tucka.backends.torch.private import are_transformations_on
 from tucka.backends.torch.thin import FEW, cast, compute_dtype, into, rows_of, turned
 
@@ -35,29 +24,20 @@ def add_update(
     base: Tensor,  # (..., d)
     x: Tensor,  # (..., d)
     basis: Tensor,  # (d, r)
-    cores: Tensor,  # (k, p, r, r), or one that is mixed already (..., r, r)
-    expert_factor: Tensor | None = None,  # (t, p)
-    gates: Tensor | None = None,  # (..., k, t), aligned with x from the left
+    core: Tensor,  # (r, r), or that of each sample (B, ..., r, r)
     *,
     alpha: float | Tensor = 1.0,
-    is_bounded: bool = False,  # whether the basis enters with soft unit columns
 ) -> Tensor:
-    """Add the update of `x` to `base` by one mixed core for all rows, or for each sample."""
+    """Add the update of `x` to `base` by one core for all rows, or for each sample."""
     dtype = compute_dtype(x)
-    if not isinstance(alpha, Tensor) and not _is_plain(x):
-        if gates is None:
-            cores, alpha = scaled(cores, alpha), 1.0
-        start = None if base is x else base
-        result: Tensor = _Update.apply(start, x, basis, cores, expert_factor, gates, alpha, dtype, is_bounded)[0]
+    # Scaled here, where there are r² numbers and not N·r or N·d.
+    core = cast(of_one_sample(scaled(core, alpha)), dtype)
+    if not _is_plain(x):
+        result: Tensor = _Update.apply(None if base is x else base, x, basis, core, dtype)
         return result
     inner, rows = _projected(x, basis, dtype)
-    # Scaled here, where there are r² numbers and not N·r or N·d.
-    core = cores if gates is None or expert_factor is None else mixed(cores, expert_factor, gates)
-    core = scaled(core, alpha)
-    core = between_columns(core, column_scale(basis)) if is_bounded else core
-    inner = times_core(inner, cast(core, dtype))
     rows = rows if base is x else rows_of(base, dtype)
-    return torch.addmm(rows, inner, cast(basis, dtype).t()).reshape(base.shape)
+    return torch.addmm(rows, times_core(inner, core), cast(basis, dtype).t()).reshape(base.shape)
 
 
 def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,108 +70,45 @@ def _projected(x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Te
     return torch.mm(rows, cast(basis, dtype)), rows
 
 
-# Differentiable themselves: backward passes read only inputs and outputs, so second derivatives are right.
-
-
 class _Update(torch.autograd.Function):
-    """``base + ((x U) αḠ) Uᵀ``; its other outputs are the factors of its products, which the backward needs."""
+    """``base + ((x U) G) Uᵀ``, where `base` is x if it is None."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        base: Tensor | None,
-        x: Tensor,
-        basis: Tensor,
-        cores: Tensor,
-        expert_factor: Tensor | None,
-        gates: Tensor | None,
-        alpha: float,
-        dtype: torch.dtype,
-        is_bounded: bool,
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, base: Tensor | None, x: Tensor, basis: Tensor, core: Tensor, dtype: torch.dtype) -> Tensor:
         rows = rows_of(x, dtype)
         laid = turned(basis, dtype, rows.shape[0])
         inner = into(rows, laid)
-        core = cores
-        if gates is not None and expert_factor is not None:
-            weights = weights_of(expert_factor, gates)
-            core = scaled(mixed_by(weights, cores), alpha).reshape(*gates.shape[:-2], *cores.shape[2:])
-        if is_bounded:
-            scale = column_scale(basis)
-            core = between_columns(core, scale)
-        core = of_one_sample(cast(core, dtype))
         product = times_core(inner, core)
-        made = (inner, product) if gates is None else (inner, product, core, weights)
-        made = (*made, scale) if is_bounded else made
-        start = rows if base is None else rows_of(base, dtype)
-        result = torch.addmm(start, product, laid).view(x.shape)
-        ctx.is_bounded = is_bounded
-        ctx.alpha, ctx.dtype, ctx.base = alpha, dtype, None if base is None else (base.shape, base.dtype)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, basis, cores, expert_factor, gates, *made)
-        return result, *made
+        ctx.dtype, ctx.base = dtype, None if base is None else (base.shape, base.dtype)
+        ctx.save_for_backward(x, basis, core, inner, product)
+        return torch.addmm(rows if base is None else rows_of(base, dtype), product, laid).view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, basis, cores, expert_factor, gates, inner, product, *made = ctx.saved_tensors
-        of_result, of_inner, of_product, *of_made = gradients
-        core, of_core = (made[0], of_made[0]) if made else (of_one_sample(cast(cores, ctx.dtype)), None)
-        need_base, need_x, need_basis, *needed = ctx.needs_input_grad[:6]
+    def backward(ctx: Any, of_result: Tensor) -> tuple[Tensor | None, ...]:
+        x, basis, core, inner, product = ctx.saved_tensors
+        need_base, need_x, need_basis, need_core, _ = ctx.needs_input_grad
         rows = rows_of(x, ctx.dtype)
         laid = turned(basis, ctx.dtype, rows.shape[0])
-        of_rows = of_base = of_x = None
-        if of_result is not None:
-            of_rows = of_result.reshape(rows.shape)
-            of_product = _sum(of_product, into(of_rows, laid))
-            if need_base:
-                of_base = cast(of_rows.reshape(ctx.base[0]), ctx.base[1])
-        if of_product is not None:
-            of_inner = _sum(of_inner, times_core(of_product, core.mT))
-            if True in needed or (ctx.is_bounded and need_basis):
-                of_core = _sum(of_core, core_gradient(inner, of_product, core))
-        if of_inner is not None and need_x:
-            added = of_rows if ctx.base is None else None
-            of_x = torch.mm(of_inner, laid) if added is None else torch.addmm(added, of_inner, laid)
+        if torch.is_grad_enabled():  # for second derivatives, with a graph of their own
+            inner = into(rows, laid)
+            product = times_core(inner, core)
+        of_rows = of_result.reshape(rows.shape)
+        of_product = into(of_rows, laid)
+        of_inner = times_core(of_product, core.mT)
+        of_base = of_x = of_basis = None
+        if need_base:
+            of_base = cast(of_rows.reshape(ctx.base[0]), ctx.base[1])
+        if need_x:
+            of_x = torch.addmm(of_rows, of_inner, laid) if ctx.base is None else torch.mm(of_inner, laid)
             of_x = cast(of_x.view(x.shape), x.dtype)
-        of_laid = None
-        if of_inner is not None and need_basis:
-            of_laid = torch.mm(of_inner.t(), rows)
-            of_laid = of_laid if of_rows is None else torch.addmm(of_laid, product.t(), of_rows)
-        if ctx.is_bounded:
-            if need_basis:
-                of_laid = _less(of_laid, laid, _pull(of_core, core, made[2], of_made[2]))
-            if of_core is not None:
-                of_core = between_columns(cast(of_core, made[2].dtype), made[2])
-        of_basis = None if of_laid is None else cast(of_laid.t(), basis.dtype)
-        of_parts: tuple[Tensor | None, ...] = (None, None, None)
-        if gates is None and of_core is not None:
-            of_parts = (cast(of_core.reshape(cores.shape), cores.dtype), None, None)
-        elif gates is not None:
-            of_parts = mixed_gradients(of_core, of_made[1], made[1], cores, expert_factor, gates, ctx.alpha, needed)
-        return of_base, of_x, of_basis, *of_parts, None, None, None
+        if need_basis:
+            of_laid = torch.addmm(torch.mm(of_inner.t(), rows), product.t(), of_rows)
+            # Laid out as the parameter: else torch adds to it at a stride, and copies it.
+            of_basis = cast(of_laid.t().contiguous(), basis.dtype)
+        return of_base, of_x, of_basis, core_gradient(inner, of_product, core) if need_core else None, None
 
 
-def _pull(of_core: Tensor | None, core: Tensor, scale: Tensor, of_scale: Tensor | None) -> Tensor | None:
-    """Return by how much of each column (r,) the scale of columns lowers the gradient of a basis."""
-    # With s = 1/√(‖u‖² + c), ds/du = -s³ u, and the core is s_i s_j times one that does not depend on u.
-    pull = None if of_scale is None else of_scale * scale**3
-    if of_core is None:
-        return pull
-    share = cast(of_core, scale.dtype) * cast(core, scale.dtype)
-    share = share.flatten(0, -3).sum(0) if share.ndim > 2 else share
-    return _sum(pull, (share.sum(0) + share.sum(1)) * scale * scale)
-
-
-def _less(of_laid: Tensor | None, laid: Tensor, pull: Tensor | None) -> Tensor | None:
-    """Subtract the share of the columns themselves from a gradient (r, d)."""
-    if pull is None:
-        return of_laid
-    columns = cast(pull, laid.dtype)[:, None]
-    return -laid * columns if of_laid is None else torch.addcmul(of_laid, laid, columns, value=-1)
-
-
-def _sum(first: Tensor | None, second: Tensor) -> Tensor:
-    return second if first is None else first + second
+# Differentiable themselves: their backward passes read only inputs and outputs, so second derivatives are right.
 
 
 class _Project(torch.autograd.Function):

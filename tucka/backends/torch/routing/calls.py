@@ -11,6 +11,7 @@ from tucka.backends.torch.private import checkpoint_frame
 from tucka.backends.torch.routing.forwards import Forward, Forwards
 from tucka.backends.torch.routing.inputs import caches_in
 from tucka.backends.torch.routing.parts import Part
+from tucka.backends.torch.together import Shared
 
 __all__ = ["Call", "Parent"]
 
@@ -56,6 +57,9 @@ class Call:
         if method is not None and method.goes_on:
             self.scope.memory.go_on(forward)
         stack.append(forward)
+        shared = forwards.state.shared
+        if not torch.compiler.is_compiling():
+            forwards.state.shared = Shared()
         try:
             output = function(*args, **kwargs)
             self.scope.memory.end(forward, output, next(caches_in(_parts_of(output)), None))
@@ -63,8 +67,12 @@ class Call:
                 self.scope.memory.hand_on(forward, output)
         finally:  # whatever ends the call
             del stack[stack.index(forward) :]
-            if steps is not None and not torch.compiler.is_compiling():
-                steps.now = around
+            if not torch.compiler.is_compiling():
+                forwards.state.shared = shared
+                if shared is not None:
+                    shared.opened = None
+                if steps is not None:
+                    steps.now = around
         return output
 
     @classmethod

@@ -36,24 +36,30 @@ def logits_of(
     feature = feature if center is None else feature - center
     norms = None
     if affinity in ("group_norm", "directional"):
-        feature, norms = _scaled(feature)
+        feature = _scaled(feature)
+    if affinity == "directional":
+        norms = _norms(feature)
     logits = nn.functional.linear(feature, centroids.flatten(0, 1)).reshape(*feature.shape[:-1], *centroids.shape[:2])
     if affinity == "group_norm":
-        logits, norms = _scaled(logits)
-        logits = logits / norms
+        logits = _scaled(logits)
+        logits = logits / _norms(logits)
     elif norms is not None:
         logits = logits / norms[..., None]
     return logits if temperature == 1 else logits / temperature
 
 
-def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Divide rows (..., d) by their largest entries, and return them and what their norms (..., 1) are then."""
+def _scaled(rows: Tensor) -> Tensor:
+    """Divide rows (..., d) by their largest entries."""
     # Squares of 1e25 overflow in float32, and those of 1e-25 vanish.
-    largest = rows.detach().abs().amax(dim=-1, keepdim=True)
-    is_zero = largest == 0  # then both numbers count as one
-    scaled: Tensor = rows / (largest + is_zero)
+    largest = torch.linalg.vector_norm(rows.detach(), ord=torch.inf, dim=-1, keepdim=True)
+    scaled: Tensor = rows / (largest + (largest == 0))
+    return scaled
+
+
+def _norms(scaled: Tensor) -> Tensor:
+    """Return the norms (..., 1) of rows whose largest entry is one; one for rows of zeros."""
     norms: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled, norms + is_zero
+    return norms.clamp(min=1.0)
 
 
 def gates_of(logits: Tensor, *, gate_norm: bool, bias: Tensor | None = None, like: Tensor | None = None) -> Tensor:

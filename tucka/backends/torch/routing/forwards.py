@@ -24,6 +24,7 @@ from tucka.backends.torch.routing.inputs import Inputs, read_inputs
 from tucka.backends.torch.routing.parts import Part
 from tucka.backends.torch.routing.reentrant import Remake
 from tucka.backends.torch.routing.routes import Fit, Route
+from tucka.backends.torch.together import Group, Shared
 
 __all__ = ["Forward", "Forwards", "regions_without_gradients"]
 
@@ -147,6 +148,7 @@ class _State(threading.local):
         self.open: list[Forward] = []
         self.generations: list[Generation] = []
         self.given: list[dict[str, Tensor]] = []
+        self.shared: Shared | None = None  # what the layers of the innermost call have in common
 
 
 class Forwards:
@@ -157,6 +159,7 @@ class Forwards:
 
     def _forget(self) -> None:
         self.state = _State()
+        self.groups: dict[tuple[str, str, str], Group] = {}  # layers that share cores: by adapter, part and role
         self._by_frame: weakref.WeakKeyDictionary[Any, dict[str, Forward]] = weakref.WeakKeyDictionary()
         # By reentrant checkpoint and part: the backward that computes it again now, and what its layers then use.
         self._now: weakref.WeakKeyDictionary[Any, dict[str, tuple[int, Forward]]] = weakref.WeakKeyDictionary()

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tucka.backends.torch.steps import Steps
+from tucka.backends.torch.together import Shared
 
 if TYPE_CHECKING:
     from tucka.backends.torch.routing.routes import Route
 
-__all__ = ["Generating", "Generation", "Preparing"]
+__all__ = ["Generating", "Generation", "Preparing", "Sharing"]
 
 
 class Generation:
@@ -140,3 +141,27 @@ class Preparing(_Replaced):
             generations[-1].prepared = found
             self.scope.memory.prepare(generations[-1])
         return prepared
+
+
+class Sharing(_Replaced):
+    """The ``forward`` of a model whose calls need no record, since all adapters are pinned: its layers share cores."""
+
+    name = "forward"
+
+    @property
+    def __code__(self) -> Any:
+        """The code of what is called, for `torch.export`."""
+        return self.__wrapped__.__code__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model's own forward."""
+        if torch.compiler.is_compiling():
+            return self.__wrapped__(*args, **kwargs)
+        state = self.scope.forwards.state
+        around, state.shared = state.shared, Shared()
+        try:
+            return self.__wrapped__(*args, **kwargs)
+        finally:
+            state.shared = around
+            if around is not None:
+                around.opened = None

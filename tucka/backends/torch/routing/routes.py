@@ -61,6 +61,8 @@ class Route:
 
     def detached(self, *, leaf: bool = False) -> Route:
         """Leave the graph behind; as a leaf that needs a gradient where the gates did, if asked for."""
+        if self.of is None and not (leaf or self.gates.requires_grad):
+            return self  # the same gates, so that what was made of them is known again
         gates, of = self.gates.detach(), None
         if leaf:
             gates.requires_grad_(self.gates.requires_grad)

@@ -11,10 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.private import is_replica
 from tucka.backends.torch.routing.calls import Call, Parent
 from tucka.backends.torch.routing.forwards import Forward, Forwards
-from tucka.backends.torch.routing.generation import Generating, Preparing
+from tucka.backends.torch.routing.generation import Generating, Preparing, Sharing
 from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, Layout, View, view_of
 from tucka.backends.torch.routing.making import Maker
@@ -24,6 +25,7 @@ from tucka.backends.torch.routing.parts import Anatomy, Part
 from tucka.backends.torch.routing.permitted import check_graph
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS, Fit, Route, even_mixture, fitted
+from tucka.backends.torch.together import Group
 from tucka.errors import RouteError, expected
 
 __all__ = ["RouteOptions", "RoutingScope", "routing_scope", "scope_of"]
@@ -72,6 +74,7 @@ class RoutingScope:
         self.observers: dict[str, Callable[[Router, Tensor, Tensor | None, Tensor], None]] = {}
         self.group: Any = None  # the ranks that route together; None for those of the running DDP, or all
         self._root: nn.Module | None = None
+        self._layers: list[Any] = []
         self._places: dict[int, str] = {}  # by layer: where it was when the model was attached
         self.sees_again = False  # whether any layer sees cached tokens again
         self.has_decoder = False  # whether any sees what an encoder has made
@@ -135,12 +138,13 @@ class RoutingScope:
         self._root = root
         self.names = {name: role for options in self.options.values() for name, role in options.input_names.items()}
         self._called.append(root)
+        layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
+        self._layers = list(layers.values())
         if self.is_pinned():  # no call has a route of its own
-            Generating.put_on(root, self)
-            Preparing.put_on(root, self)
+            for kind in (Sharing, Generating, Preparing):
+                kind.put_on(root, self)
             return
         self._handles = [root.register_forward_pre_hook(self._refuse_replicas)]
-        layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
         self._places = {id(layer): path for path, layer in layers.items()}
         self.sees_again = any(layer.tucka_layout is Layout.CACHED_TOKENS for layer in layers.values())
         self.has_decoder = any(layer.tucka_role == "decoder" for layer in layers.values())
@@ -168,11 +172,12 @@ class RoutingScope:
     def detach(self) -> None:
         """Take everything off the model again that `attach` put there."""
         for module in reversed(self._called):
-            for kind in (Preparing, Generating, Parent, Method, Call):
+            for kind in (Preparing, Generating, Parent, Method, Call, Sharing):
                 kind.take_off(module, self)
         for handle in self._handles:
             handle.remove()
-        self._called, self._handles, self._root = [], [], None
+        self._called, self._handles, self._layers, self._root = [], [], [], None
+        self.forwards.groups.clear()
 
     def refresh(self) -> None:
         """Attach or detach after adapters have been pinned, or lifted from their pins."""
@@ -206,6 +211,20 @@ class RoutingScope:
         return next((name for name, module in modules if module is layer), type(layer).__name__)
 
     # What layers ask for
+
+    def core(self, adapter: str, layer: Any, parts: ExpertParts, gates: Tensor | None) -> Tensor | None:
+        """Return the core that a layer has from what all layers of the running call share, see `Shared.core`."""
+        shared = self.forwards.state.shared
+        return None if shared is None else shared.core(adapter, parts, gates, lambda: self.like(adapter, layer))
+
+    def like(self, adapter: str, layer: Any) -> Group:
+        """Return the layers that a call of one layer's part of the model may be expected to use."""
+        key = adapter, layer.tucka_part, layer.tucka_role
+        group = self.forwards.groups.get(key)
+        if group is None or not group.is_as_it_was():
+            near = [each for each in self._layers if (each.tucka_part, each.tucka_role) == key[1:]]
+            group = self.forwards.groups[key] = layer.group_of(adapter, near)
+        return group
 
     def fit(self, adapter: str, layer: Any, x: Tensor) -> Fit:
         """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""

@@ -1,0 +1,132 @@
+"""The mixed cores of one layer or several, as one node of torch's graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tucka.backends.torch.mixing import of_one_sample, scale_of, scaled, squared_lengths
+from tucka.backends.torch.private import are_transformations_on, versions_of
+from tucka.backends.torch.thin import cast, wide_dtype, without_autocast
+
+__all__ = ["cores_together"]
+
+# Left to automatic differentiation, mixing costs a dozen operators in each layer, each with a node of its own, for few
+# numbers. Together, the layers need as many operators as one of them.
+
+
+def cores_together(
+    gates: Tensor | None,  # (..., k, t)
+    flat: Sequence[Tensor],  # of one layer after the other: cores (k, p, r, r), expert factor (t, p), basis (d, r)
+    alphas: Sequence[float],
+    *,
+    is_bounded: bool,
+) -> list[Tensor]:
+    """Mix the cores of each layer by the same gates, if there are any, times α and the scales of its columns."""
+    with without_autocast(flat[0].device.type):
+        # A compiler and transformations make a backward of their own.
+        if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or are_transformations_on()):
+            cores: Sequence[Tensor] = _Mixed.apply(gates, tuple(alphas), is_bounded, *flat)
+        else:
+            cores = _Mixing(gates, flat, alphas, is_bounded).cores.unbind(0)
+    lead = flat[0].shape[:2] if gates is None else gates.shape[:-2]
+    return [of_one_sample(core.view(*lead, *core.shape[1:])) for core in cores]
+
+
+class _Mixing:
+    """One mixing of the cores of several layers, and what its gradient is made of."""
+
+    def __init__(self, gates: Tensor | None, flat: Sequence[Tensor], alphas: Sequence[float], is_bounded: bool) -> None:
+        dtype = wide_dtype(*flat[:2], *(() if gates is None else (gates,)))
+        stacked = cast(torch.stack(list(flat[0::3])), dtype)  # (L, k, p, r, r)
+        layers, groups, slices, rank = stacked.shape[:4]
+        self.slices = stacked.reshape(layers, groups * slices, rank * rank)
+        mixed, sets = self.slices, groups * slices
+        if gates is not None:
+            sets = math.prod(gates.shape[:-2])
+            self.factors = cast(torch.stack(list(flat[1::3])), dtype)  # (L, t, p)
+            self.gates = cast(gates.reshape(sets * groups, gates.shape[-1]), dtype)  # (N·k, t)
+            same = self.gates.expand(layers, *self.gates.shape)
+            self.weights = torch.bmm(same, self.factors).reshape(layers, sets, groups * slices)  # (L, N, k·p)
+            mixed = torch.bmm(self.weights, mixed)
+        self.scale: Tensor | None = None
+        # α, and the scales of the columns on both sides.
+        self.between: float | Tensor = alphas[0]
+        if len(set(alphas)) > 1:
+            self.between = torch.tensor(alphas, dtype=dtype, device=stacked.device)[:, None, None, None]
+        if is_bounded:
+            # One after the other: the layers' widths differ, and stacking the bases would copy them.
+            self.scale = scale_of(torch.stack([squared_lengths(basis) for basis in flat[2::3]]))  # (L, r)
+            self.between = scaled((self.scale[:, :, None] * self.scale[:, None, :])[:, None], self.between)
+        self.cores = scaled(mixed.reshape(layers, sets, rank, rank), self.between)  # (L, N, r, r)
+
+
+class _Mixed(torch.autograd.Function):
+    """`_Mixing` with a gradient: none for layers that were not used."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gates: Tensor | None, alphas: tuple[float, ...], is_bounded: bool, *flat: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.made = _Mixing(gates, flat, alphas, is_bounded)
+        # Not saved in torch's way, which frees it in the first backward: layers may be in graphs of their own.
+        ctx.inputs, ctx.alphas, ctx.is_bounded = (gates, flat), alphas, is_bounded
+        ctx.versions = versions_of(_without_none(gates, *flat))
+        ctx.set_materialize_grads(False)
+        cores: tuple[Tensor, ...] = ctx.made.cores.unbind(0)
+        return cores
+
+    @staticmethod
+    def backward(ctx: Any, *of_cores: Tensor | None) -> tuple[Any, ...]:
+        gates, flat = ctx.inputs
+        if versions_of(_without_none(gates, *flat)) != ctx.versions:
+            msg = "a variable that a gradient needs has been modified by an inplace operation: an adapter's parameter"
+            raise RuntimeError(msg)
+        result: list[Any] = [None] * len(flat)
+        used = [place for place, gradient in enumerate(of_cores) if gradient is not None]
+        if not used:
+            return None, None, None, *result
+        # For second derivatives, with a graph.
+        made = _Mixing(gates, flat, ctx.alphas, ctx.is_bounded) if torch.is_grad_enabled() else ctx.made
+        is_all = len(used) == len(of_cores)
+
+        def of_used(tensor: Any) -> Any:
+            return tensor if is_all or not isinstance(tensor, Tensor) else tensor[used]
+
+        of_core = torch.stack([gradient for gradient in of_cores if gradient is not None])  # (U, N, r, r)
+        sets, rank = of_core.shape[1:3]
+        of_slices = scaled(of_core, of_used(made.between)).reshape(len(used), sets, rank * rank)
+        of_factors = of_gates = pulls = None
+        if gates is not None:
+            of_mixed = of_slices
+            of_slices = torch.bmm(of_used(made.weights).transpose(1, 2), of_mixed)
+            of_weights = torch.bmm(of_mixed, of_used(made.slices).transpose(1, 2))
+            of_weights = of_weights.reshape(len(used), len(made.gates), flat[1].shape[-1])  # (U, N·k, p)
+            of_factors = torch.matmul(made.gates.t(), of_weights)
+            if ctx.needs_input_grad[0]:
+                of_gates = torch.bmm(of_weights, of_used(made.factors).transpose(1, 2)).sum(dim=0)
+                of_gates = cast(of_gates.reshape(gates.shape), gates.dtype)
+        if made.scale is not None:
+            # With s = 1/√(‖u‖² + c), ds/du = -s³ u, and the core is s_i s_j times one that does not depend on u.
+            share, scale = (of_core * of_used(made.cores)).sum(dim=1), of_used(made.scale)
+            pulls = -(share.sum(dim=1) + share.sum(dim=2)) * scale * scale
+        needed = ctx.needs_input_grad[3:]
+        slices, factors = of_slices.unbind(0), () if of_factors is None else of_factors.unbind(0)
+        columns = () if pulls is None else pulls.unbind(0)
+        for place, index in enumerate(used):
+            cores, factor, basis = flat[3 * index : 3 * index + 3]
+            if needed[3 * index]:
+                result[3 * index] = cast(slices[place].view(cores.shape), cores.dtype)
+            if factors and needed[3 * index + 1]:
+                result[3 * index + 1] = cast(factors[place], factor.dtype)
+            if columns and needed[3 * index + 2]:
+                result[3 * index + 2] = cast(basis * columns[place], basis.dtype)
+        return of_gates, None, None, *result
+
+
+def _without_none(gates: Tensor | None, *flat: Tensor) -> tuple[Tensor, ...]:
+    return flat if gates is None else (gates, *flat)
