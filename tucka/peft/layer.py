@@ -261,12 +261,19 @@ class TuckALayer(nn.Module, BaseTunerLayer):
     def _adapted_as_before(self, state: Any, x: Tensor) -> Tensor | None:
         """Adapt an input as earlier tokens of a generation, or other layers in this call, were; None if none were."""
         if state.generations:
-            step: Step | None = state.generations[-1].steps.take(self, x)
+            steps: Steps = state.generations[-1].steps
+            step = steps.take(self, x)
             if step is not None:
-                gates = None if step.adapter is None else self.tucka_scope.fit(step.adapter, self, x).gates
-                return step.add_update(x, gates)
+                return step.add_update(x, None if step.adapter is None else self._gates_of_token(steps, step, x))
         opened: Opened | None = None if state.shared is None else state.shared.opened
         return None if opened is None else opened.adapted(self, x)
+
+    def _gates_of_token(self, steps: Steps, step: Step, x: Tensor) -> Tensor:
+        gates = steps.gates(step.kind)
+        if gates is None or gates.device != x.device:
+            gates = self.tucka_scope.fit(step.adapter, self, x).gates  # type: ignore[arg-type]
+            steps.tell(step.kind, gates)
+        return gates
 
     def _adapted(self, x: Tensor, experts: dict[str, Any]) -> Tensor:
         """Add the updates of all active adapters to the layer's input."""
@@ -352,7 +359,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         if not (is_known or is_own) or self.tucka_layout is not Layout.SAMPLES_FIRST:
             return
         kept, adapter = (gates, None) if is_known else (None, name)
-        steps.note(self, Step(laid, x.shape, x.dtype, kept, adapter), kept, is_used=True)
+        steps.note(self, Step(laid, x.shape, x.dtype, kept, adapter, self.tucka_place), kept, is_used=True)
         if self.active_adapters != [name]:
             return
         # All layers at once: one after the other, what they need would come from the memory again each time.
@@ -361,7 +368,7 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             if is_alike and not steps.has(layer):
                 its = layer._laid_out(name, parts, x, gates)
                 shape = (*x.shape[:-1], parts.basis.shape[0])
-                steps.note(layer, Step(its, shape, x.dtype, kept, adapter), kept, is_used=False)
+                steps.note(layer, Step(its, shape, x.dtype, kept, adapter, self.tucka_place), kept, is_used=False)
 
     def _adapted_by_row(self, x: Tensor, names: list[str]) -> Tensor:
         """Add to each row of the layer's input (B, ..., d) the update of the adapter that is named for it."""

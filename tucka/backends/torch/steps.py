@@ -34,7 +34,19 @@ class Remembered(Protocol):
 class Step:
     """One layer's update of inputs of one shape, by gates that stay as they are or by each token's own."""
 
-    __slots__ = ("_core", "_gates", "_laid", "_reading", "_turned", "_width", "adapter", "count", "dtype", "shape")
+    __slots__ = (
+        "_core",
+        "_gates",
+        "_laid",
+        "_reading",
+        "_turned",
+        "_width",
+        "adapter",
+        "count",
+        "dtype",
+        "kind",
+        "shape",
+    )
 
     def __init__(
         self,
@@ -43,9 +55,11 @@ class Step:
         dtype: torch.dtype,
         gates: Tensor | None = None,
         adapter: str | None = None,
+        place: str | None = None,
     ) -> None:
         self.shape, self.dtype = shape, dtype
         self.adapter = adapter  # whose gates are to be asked for, if they do not stay as they are
+        self.kind = adapter, place, shape[:-1]  # of the inputs that have the same gates in one token's call
         self.count = -1  # of the token that it was last used for
         self._width = shape[-1]
         rows = math.prod(shape[:-1])
@@ -77,6 +91,7 @@ class Steps:
         self._count = 0  # tokens
         self._by_size: dict[Hashable, dict[int, Step]] = {}
         self._laid: dict[int, LaidOut] = {}  # by the parts of a layer
+        self._gates: dict[Hashable, tuple[int, Tensor]] = {}
         self._forget()
 
     def _forget(self) -> None:
@@ -98,6 +113,15 @@ class Steps:
             self._forget()
         self._count += 1
         self.now = self._by_size.setdefault(size, {})
+
+    def gates(self, kind: Hashable) -> Tensor | None:
+        """Return the gates that inputs of a kind have for the token of the running call, if they are known."""
+        count, gates = self._gates.get(kind, (-1, None))
+        return gates if count == self._count else None
+
+    def tell(self, kind: Hashable, gates: Tensor) -> None:
+        """Say which gates inputs of a kind have for the token of the running call."""
+        self._gates[kind] = self._count, gates
 
     def close(self) -> None:
         """Share nothing in a call of somebody else's."""

@@ -1,0 +1,268 @@
+"""What the layers of one call share: as if each had made its own core."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from support.adapting import config_for, visible
+from support.tiny_models import text
+from tucka.backends.torch import Router
+from tucka.backends.torch.together import Group, Shared
+from tucka.peft import given_route, pin_route
+from tucka.peft.layer import TuckALayer
+
+ROUTINGS = ["batch", "sample", "token", "pinned"]
+routings = pytest.mark.parametrize("routing", ROUTINGS)
+
+
+def model_of(routing, kind="llama", **options):
+    model = visible(kind, "batch" if routing == "pinned" else routing, k=3, **options).double()
+    if routing == "pinned":
+        pin_route(model, group=1)
+    for module in model.modules():
+        if isinstance(module, Router):  # else the first batches of a training would start it
+            module.initialize(module.centroids.detach().clone())
+    return model
+
+
+def layers_of(model):
+    return [module for module in model.modules() if isinstance(module, TuckALayer)]
+
+
+def inputs():
+    return text(batch=3, length=9)  # more rows than those that a generation's steps take
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Count the mixings of several layers at once."""
+    found = []
+    whole = Group.made
+    monkeypatch.setattr(Group, "made", lambda self, gates: (found.append(len(self.parts)), whole(self, gates))[1])
+    return found
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """Let layers share nothing."""
+
+    def call(function):
+        with monkeypatch.context() as patch:
+            patch.setattr(Shared, "core", lambda self, *args: None)
+            return function()
+
+    return call
+
+
+def outcome(model, act=lambda model: model(**inputs()).logits):
+    """Run and train once: the outputs, and the gradient of every parameter."""
+    model.zero_grad()
+    logits = act(model)
+    logits.square().sum().backward()
+    return logits.detach(), {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+
+
+def assert_same(found, wanted):
+    torch.testing.assert_close(found[0], wanted[0], rtol=1e-10, atol=1e-12)
+    assert found[1].keys() == wanted[1].keys()
+    for name, gradient in wanted[1].items():
+        assert (found[1][name] is None) == (gradient is None), name
+        if gradient is not None:
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-8, atol=1e-12, msg=name)
+
+
+@routings
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
+def test_outputs_and_gradients_are_those_of_layers_alone(routing, kind, alone, made):
+    model = model_of(routing, kind).train()
+    act = lambda model: model(**inputs(), **({"labels": inputs()["input_ids"]} if kind == "t5" else {})).logits  # noqa: E731
+    assert_same(outcome(model, act), alone(lambda: outcome(model, act)))
+    assert made[0] >= 2
+
+
+@routings
+def test_outputs_without_gradients_are_the_same_to_the_bit(routing, alone):
+    model = model_of(routing).float().eval()
+    with torch.no_grad():
+        assert torch.equal(model(**inputs()).logits, alone(lambda: model(**inputs()).logits))
+
+
+@routings
+@pytest.mark.parametrize("norm", [None, "frobenius"])
+def test_other_norms_of_the_factors(routing, norm, alone):
+    model = model_of(routing, factor_norm=norm).train()
+    assert_same(outcome(model), alone(lambda: outcome(model)))
+
+
+@routings
+def test_layers_have_scales_of_their_own(routing, alone):
+    model = model_of(routing).train()
+    for place, layer in enumerate(layers_of(model)):
+        layer.set_scale("default", 1 + place / 4)
+    assert_same(outcome(model), alone(lambda: outcome(model)))
+
+
+@routings
+def test_a_layer_that_is_not_used_gets_no_gradient(routing, alone):
+    model = model_of(routing).train()
+    last = layers_of(model)[-1]
+    last.forward = last.base_layer.forward
+    found = outcome(model)
+    assert_same(found, alone(lambda: outcome(model)))
+    assert last.experts("default").cores.grad is None
+    assert last.experts("default").basis.grad is None
+
+
+@routings
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_regions_that_are_computed_again(routing, reentrant, alone):
+    model = model_of(routing).train()
+    wanted = alone(lambda: outcome(model))
+    model.base_model.model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    assert_same(outcome(model), wanted)
+
+
+def test_layers_in_graphs_of_their_own(alone):
+    """Each half of a model has its own loss, and no gradient goes from one to the other."""
+    model = model_of("pinned").train()
+    blocks = model.base_model.model.model.layers
+
+    def act():
+        model.zero_grad()
+        kept = []
+        handle = blocks[0].register_forward_hook(lambda _m, _a, out: (kept.append(out), out.detach())[1])
+        loss = model(**inputs()).logits.square().sum()
+        handle.remove()
+        loss.backward()
+        kept[0].square().sum().backward()
+        return loss.detach(), {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+
+    assert_same(act(), alone(act))
+
+
+def test_a_parameter_that_is_written_before_the_backward_is_refused():
+    model = model_of("batch").train()
+    loss = model(**inputs()).logits.square().sum()
+    with torch.no_grad():
+        layers_of(model)[0].experts("default").expert_factor.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def _write(parts):
+    with torch.no_grad():
+        parts.cores.mul_(2.0)
+
+
+def _replace(parts):
+    parts.basis = nn.Parameter(parts.basis.detach() * 1.5)
+
+
+def _rescale(parts):
+    parts.scale = 0.25
+
+
+@routings
+@pytest.mark.parametrize("change", [_write, _replace, _rescale])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_hook_changes_a_later_layer_while_the_call_runs(routing, change, trains, alone):
+    def act():
+        model = model_of(routing).train(trains)
+        first, last = layers_of(model)[0], layers_of(model)[-1]
+        first.base_layer.register_forward_hook(lambda *_: change(last.experts("default")))
+        with torch.set_grad_enabled(trains):
+            return model(**inputs()).logits.detach()
+
+    found = act()
+    torch.testing.assert_close(found, alone(act), rtol=1e-10, atol=1e-12)
+    undisturbed = model_of(routing).eval()(**inputs()).logits
+    assert not torch.allclose(found, undisturbed)
+
+
+def test_a_hook_disables_the_adapters_while_the_call_runs(alone):
+    def act():
+        model = model_of("sample").eval()
+        first = layers_of(model)[0]
+        first.base_layer.register_forward_hook(lambda *_: model.base_model.disable_adapter_layers())
+        with torch.no_grad():
+            return model(**inputs()).logits
+
+    torch.testing.assert_close(act(), alone(act), rtol=0, atol=0)
+
+
+@routings
+def test_hooks_of_base_layers_see_each_call(routing):
+    model = model_of(routing).eval()
+    seen = []
+    for layer in layers_of(model):
+        layer.base_layer.register_forward_hook(lambda module, args, out: seen.append(module))
+    with torch.no_grad():
+        model(**inputs())
+    assert len(seen) == len(layers_of(model))
+
+
+@pytest.mark.parametrize("when", ["one layer has both", "all layers have both"])
+def test_two_active_adapters(when, alone):
+    model = model_of("sample").eval()
+    torch.manual_seed(5)
+    config = config_for("llama", routing="sample", init_weights=False, affinity="dot")
+    if when == "one layer has both":
+        config.target_modules = {"q_proj"}
+    model.add_adapter("other", config)
+    model.double().base_model.set_adapter(["default", "other"])
+    with torch.no_grad():
+        found = model(**inputs()).logits
+        torch.testing.assert_close(found, alone(lambda: model(**inputs()).logits), rtol=1e-10, atol=1e-12)
+        model.base_model.set_adapter("default")
+        assert not torch.allclose(model(**inputs()).logits, found)
+
+
+@routings
+def test_inputs_that_are_dropped(routing, alone):
+    model = model_of(routing, dropout=0.5).train()
+
+    def act(model):
+        torch.manual_seed(7)
+        return model(**inputs()).logits
+
+    assert_same(outcome(model, act), alone(lambda: outcome(model, act)))
+
+
+def test_a_route_that_is_given_to_a_pinned_model(alone):
+    model = model_of("pinned").eval()
+    with torch.no_grad(), given_route(model, groups=[0, 1, 2]):
+        found = model(**inputs()).logits
+        assert torch.equal(found, alone(lambda: model(**inputs()).logits))
+    assert not torch.allclose(found, model(**inputs()).logits)
+
+
+def test_a_copy_of_a_model_shares_among_its_own_layers(alone):
+    model = model_of("batch").eval()
+    with torch.no_grad():
+        before = model(**inputs()).logits
+        other = copy.deepcopy(model)
+        for layer in layers_of(other):
+            layer.experts("default").cores.mul_(3.0)
+        assert torch.equal(model(**inputs()).logits, before)
+        found = other(**inputs()).logits
+        assert torch.equal(found, alone(lambda: other(**inputs()).logits))
+    assert not torch.allclose(found, before)
+
+
+@routings
+def test_second_derivatives(routing, alone):
+    model = model_of(routing).train()
+    model.base_model.model.set_attn_implementation("eager")  # torch's own attention has no second derivative
+    parts = layers_of(model)[1].experts("default")
+
+    def act():
+        loss = model(**inputs()).logits.square().mean()
+        gradients = torch.autograd.grad(loss, [parts.cores, parts.basis, parts.expert_factor], create_graph=True)
+        total = sum(gradient.square().sum() for gradient in gradients)
+        return torch.autograd.grad(total, [parts.cores, parts.basis, parts.expert_factor])
+
+    for found, wanted in zip(act(), alone(act), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-12)
