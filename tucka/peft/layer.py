@@ -26,23 +26,19 @@ from tucka.backends.torch.base_layers import (
     step_gain,
     width_of,
 )
-from tucka.backends.torch.laid_out import LaidOut
-from tucka.backends.torch.mixing import has_own_gates
 from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.private import called, is_called_alone, modules_by_name
 from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS
 from tucka.backends.torch.routing.scope import RoutingScope
-from tucka.backends.torch.steps import Step, Steps
-from tucka.backends.torch.thin import FEW, compute_dtype
-from tucka.backends.torch.together import Group, Opened, is_free
+from tucka.backends.torch.together import Group
 from tucka.checks import check_finite
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.config import TuckAConfig
 from tucka.peft.files.sharded import whole_parameters
+from tucka.peft.known import adapted_as_before, group_of, laid_out, note, shared_core
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
-from tucka.peft.remembered import Remembered
 from tucka.spec import TuckerSpec
 
 __all__ = ["BASE", "TuckALayer", "TuckALinear"]
@@ -243,9 +239,9 @@ class TuckALayer(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
         """Adapt the input, (..., d) or (B, d, ...) of a convolution, by all active adapters; call the base layer."""
-        own, state = modules_by_name(self), self.tucka_scope.forwards.state
-        if adapter_names is None and (state.generations or state.shared is not None) and not is_dynamo_compiling():
-            adapted = self._adapted_as_before(state, x)
+        own = modules_by_name(self)
+        if not is_dynamo_compiling() and adapter_names is None:
+            adapted = adapted_as_before(self, x)
             if adapted is not None:
                 base = own["base_layer"]
                 return base(adapted, *args, **kwargs) if args or kwargs else called(base, adapted)
@@ -257,23 +253,6 @@ class TuckALayer(nn.Module, BaseTunerLayer):
         elif not self.merged_adapters:
             x = self._adapted(x, modules_by_name(own["tucka_experts"]))
         return own["base_layer"](x, *args, **kwargs)
-
-    def _adapted_as_before(self, state: Any, x: Tensor) -> Tensor | None:
-        """Adapt an input as earlier tokens of a generation, or other layers in this call, were; None if none were."""
-        if state.generations:
-            steps: Steps = state.generations[-1].steps
-            step = steps.take(self, x)
-            if step is not None:
-                return step.add_update(x, None if step.adapter is None else self._gates_of_token(steps, step, x))
-        opened: Opened | None = None if state.shared is None else state.shared.opened
-        return None if opened is None else opened.adapted(self, x)
-
-    def _gates_of_token(self, steps: Steps, step: Step, x: Tensor) -> Tensor:
-        gates = steps.gates(step.kind)
-        if gates is None or gates.device != x.device:
-            gates = self.tucka_scope.fit(step.adapter, self, x).gates  # type: ignore[arg-type]
-            steps.tell(step.kind, gates)
-        return gates
 
     def _adapted(self, x: Tensor, experts: dict[str, Any]) -> Tensor:
         """Add the updates of all active adapters to the layer's input."""
@@ -296,79 +275,22 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             if is_compiled or type(parts) is not ExpertParts or not is_called_alone(parts):
                 update = parts
             elif is_lean and not parts.drops:
-                laid = self._laid_out(name, parts, viewed, fit.gates)
+                laid = laid_out(self, name, parts, viewed, fit.gates)
                 update = laid.add_update
             else:  # a module's call takes as long as two products of few rows
-                core = self._shared_core(name, parts, viewed, fit.gates)
+                core = shared_core(self, name, parts, viewed, fit.gates)
                 update = parts.forward if core is None else partial(parts.forward, core=core)
             if is_plain:
                 result = update(result, rows, fit.gates)
             else:
                 result = fit.back(update(fit.rows(result), viewed, fit.gates), rows)
             if not is_compiled and is_plain and rows is x and len(names) == 1:
-                self._note(name, laid, fit.gates, x)
+                note(self, name, laid, fit.gates, x)
         return result if rows is x else from_rows(self.get_base_layer(), result, x)
-
-    def _laid_out(self, name: str, parts: ExpertParts, x: Tensor, gates: Tensor) -> LaidOut:
-        """Lay an adapter's factors out for an input, or go on with what an earlier call of a generation has kept."""
-        generations = self.tucka_scope.forwards.state.generations
-        steps = generations[-1].steps if generations else None
-        laid = None if steps is None else steps.laid_out(parts, x.dtype)
-        if laid is not None and (laid.knows(gates) or has_own_gates(x, gates)):
-            return laid
-        core = self._shared_core(name, parts, x, gates)
-        if laid is None:
-            laid = LaidOut(parts, compute_dtype(x))
-            if steps is not None and steps.now is not None and parts.is_at_rest():
-                steps.keep(self, name, parts, laid, Remembered)
-        if core is not None:
-            laid.take(core, None if has_own_gates(x, gates) else gates)
-        return laid
-
-    def _shared_core(self, name: str, parts: ExpertParts, x: Tensor, gates: Tensor) -> Tensor | None:
-        """Return what the layers of the running call share of their cores, if this layer may take part."""
-        return self.tucka_scope.core(name, self, parts, None if has_own_gates(x, gates) else gates)
 
     def group_of(self, adapter: str, layers: Iterable[TuckALayer]) -> Group:
         """Find among layers those that use an adapter now, and whose cores can be made together."""
-        remembered, pairs = Remembered(), []
-        for layer in layers:
-            if adapter in layer.tucka_experts and is_free(layer.experts(adapter)):
-                remembered.add(layer, adapter, layer.experts(adapter))
-                if adapter in layer.active_adapters and not (layer._disable_adapters or layer.merged_adapters):
-                    pairs.append((layer, layer.experts(adapter)))
-        return Group(remembered, pairs)
-
-    def _note(self, name: str, laid: LaidOut | None, gates: Tensor, x: Tensor) -> None:
-        """Let inputs like this one, of other layers or of a generation's next calls, not ask for their route again."""
-        state = self.tucka_scope.forwards.state
-        is_few = x.shape[:-1].numel() <= FEW
-        if state.generations and laid is not None and (is_few or laid.is_used_again):
-            self._note_step(name, laid, gates, x)
-        elif state.shared is not None and self.tucka_place is not None and self.active_adapters == [name]:
-            state.shared.open(name, self, x, gates)
-
-    def _note_step(self, name: str, laid: LaidOut, gates: Tensor, x: Tensor) -> None:
-        scope, state = self.tucka_scope, self.tucka_scope.forwards.state
-        steps: Steps = state.generations[-1].steps
-        pinned = scope.pinned.get(name)
-        running = scope.forwards.innermost(self.tucka_part) if pinned is None else None
-        route = None if running is None else running.known.get(name)
-        is_known = gates is pinned or (route is not None and gates is route.gates and gates.ndim < 4)
-        is_own = not is_known and has_own_gates(x, gates)  # each token's
-        if not (is_known or is_own) or self.tucka_layout is not Layout.SAMPLES_FIRST:
-            return
-        kept, adapter = (gates, None) if is_known else (None, name)
-        steps.note(self, Step(laid, x.shape, x.dtype, kept, adapter, self.tucka_place), kept, is_used=True)
-        if self.active_adapters != [name]:
-            return
-        # All layers at once: one after the other, what they need would come from the memory again each time.
-        for layer, parts in scope.like(name, self).pairs:
-            is_alike = layer.tucka_place == self.tucka_place and layer._active_adapter == self._active_adapter
-            if is_alike and not steps.has(layer):
-                its = layer._laid_out(name, parts, x, gates)
-                shape = (*x.shape[:-1], parts.basis.shape[0])
-                steps.note(layer, Step(its, shape, x.dtype, kept, adapter, self.tucka_place), kept, is_used=False)
+        return group_of(self, adapter, layers)
 
     def _adapted_by_row(self, x: Tensor, names: list[str]) -> Tensor:
         """Add to each row of the layer's input (B, ..., d) the update of the adapter that is named for it."""

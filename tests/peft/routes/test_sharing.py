@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
 from support.adapting import config_for, visible
 from support.tiny_models import text
 from tucka.backends.torch import Router
 from tucka.backends.torch.together import Group, Shared
-from tucka.peft import given_route, pin_route
+from tucka.peft import TuckAConfig, given_route, pin_route
 from tucka.peft.layer import TuckALayer
 
 ROUTINGS = ["batch", "sample", "token", "pinned"]
@@ -266,3 +267,14 @@ def test_second_derivatives(routing, alone):
 
     for found, wanted in zip(act(), alone(act), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-12)
+
+
+def test_a_convolution_whose_inputs_look_like_those_of_linear_layers(alone):
+    """Its channels are on the axis on which they have tokens, and all sizes are equal."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Conv1d(8, 8, 1), nn.Linear(8, 8))
+    config = TuckAConfig(r=4, k=2, target_modules=["0", "1", "2", "3"], routing="sample", init_weights=False)
+    model = get_peft_model(base, config).double().eval()
+    x = torch.randn(5, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), alone(lambda: model(x)), rtol=1e-12, atol=1e-12)
