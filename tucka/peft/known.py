@@ -20,7 +20,7 @@ from tucka.peft.remembered import Remembered
 if TYPE_CHECKING:
     from tucka.peft.layer import TuckALayer
 
-__all__ = ["adapted_as_before", "group_of", "laid_out", "note", "shared_core"]
+__all__ = ["adapted_as_before", "laid_out", "note", "shared_core"]
 
 
 def adapted_as_before(layer: TuckALayer, x: Tensor) -> Tensor | None:
@@ -62,12 +62,25 @@ def laid_out(layer: TuckALayer, name: str, parts: ExpertParts, x: Tensor, gates:
 
 
 def shared_core(layer: TuckALayer, name: str, parts: ExpertParts, x: Tensor, gates: Tensor) -> Tensor | None:
-    """Return what the layers of the running call share of their cores, if this layer takes part."""
-    return layer.tucka_scope.core(name, layer, parts, None if has_own_gates(x, gates) else gates)
+    """Return what a layer has of the cores that the layers of the running call share, see `Shared.core`."""
+    shared = layer.tucka_scope.forwards.state.shared
+    if shared is None:
+        return None
+    return shared.core(name, parts, None if has_own_gates(x, gates) else gates, lambda: _group_of(layer, name))
 
 
-def group_of(layer: TuckALayer, adapter: str, layers: Iterable[TuckALayer]) -> Group:
-    """Find among layers those that use an adapter now as one of them does, and whose cores can be made together."""
+def _group_of(layer: TuckALayer, adapter: str) -> Group:
+    """Find the layers that a call of a layer's part of the model may use, and whose cores can be made together."""
+    scope = layer.tucka_scope
+    key = adapter, layer.tucka_part, layer.tucka_role
+    group = scope.forwards.groups.get(key)
+    if group is None or not group.is_as_it_was():
+        near = [each for each in scope.layers if (each.tucka_part, each.tucka_role) == key[1:]]
+        group = scope.forwards.groups[key] = _new_group(layer, adapter, near)
+    return group
+
+
+def _new_group(layer: TuckALayer, adapter: str, layers: Iterable[TuckALayer]) -> Group:
     dtype = layer_dtype(layer.get_base_layer())
     remembered: Any = Remembered()
     pairs = []
@@ -111,7 +124,7 @@ def _note_steps(layer: TuckALayer, name: str, laid: LaidOut, gates: Tensor, x: T
     if layer.active_adapters != [name]:
         return
     # All layers at once: one after the other, what they need would come from the memory again each time.
-    for each, parts in scope.like(name, layer).pairs:
+    for each, parts in _group_of(layer, name).pairs:
         is_alike = each.tucka_place == layer.tucka_place and each._active_adapter == layer._active_adapter
         if is_alike and not (parts.drops or steps.has(each)):
             its = laid_out(each, name, parts, x, gates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -32,12 +32,11 @@ from tucka.backends.torch.routing.layouts import Layout
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS
 from tucka.backends.torch.routing.scope import RoutingScope
-from tucka.backends.torch.together import Group
 from tucka.checks import check_finite
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.config import TuckAConfig
 from tucka.peft.files.sharded import whole_parameters
-from tucka.peft.known import adapted_as_before, group_of, laid_out, note, shared_core
+from tucka.peft.known import adapted_as_before, laid_out, note, shared_core
 from tucka.peft.merging import merged_weight, readable_weight, unmerged_weight
 from tucka.spec import TuckerSpec
 
@@ -287,10 +286,6 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             if not is_compiled and is_plain and rows is x and len(names) == 1:
                 note(self, name, laid, fit.gates, x)
         return result if rows is x else from_rows(self.get_base_layer(), result, x)
-
-    def group_of(self, adapter: str, layers: Iterable[TuckALayer]) -> Group:
-        """Find among layers those that use an adapter now, and whose cores can be made together."""
-        return group_of(self, adapter, layers)
 
     def _adapted_by_row(self, x: Tensor, names: list[str]) -> Tensor:
         """Add to each row of the layer's input (B, ..., d) the update of the adapter that is named for it."""

@@ -38,31 +38,47 @@ def cores_together(
 
 
 class _Mixing:
-    """One mixing of the cores of several layers, and what its gradient is made of."""
+    """One mixing of the cores of several layers, and what its gradient is made of; `kept` is what is known of it."""
 
-    def __init__(self, gates: Tensor | None, flat: Sequence[Tensor], alphas: Sequence[float], is_bounded: bool) -> None:
+    def __init__(
+        self,
+        gates: Tensor | None,
+        flat: Sequence[Tensor],
+        alphas: Sequence[float],
+        is_bounded: bool,
+        kept: Sequence[Tensor | None] = (None, None, None),
+    ) -> None:
+        cores, weights, self.scale = kept
         dtype = wide_dtype(*flat[:2], *(() if gates is None else (gates,)))
         stacked = cast(torch.stack(list(flat[0::3])), dtype)  # (L, k, p, r, r)
         layers, groups, slices, rank = stacked.shape[:4]
         self.slices = stacked.reshape(layers, groups * slices, rank * rank)
-        mixed, sets = self.slices, groups * slices
+        sets = groups * slices
         if gates is not None:
             sets = math.prod(gates.shape[:-2])
             self.factors = cast(torch.stack(list(flat[1::3])), dtype)  # (L, t, p)
             self.gates = cast(gates.reshape(sets * groups, gates.shape[-1]), dtype)  # (N·k, t)
-            same = self.gates.expand(layers, *self.gates.shape)
-            self.weights = torch.bmm(same, self.factors).reshape(layers, sets, groups * slices)  # (L, N, k·p)
-            mixed = torch.bmm(self.weights, mixed)
-        self.scale: Tensor | None = None
+            if weights is None:
+                weights = torch.bmm(self.gates.expand(layers, *self.gates.shape), self.factors)
+                weights = weights.reshape(layers, sets, groups * slices)
+        self.weights = weights  # (L, N, k·p)
         # α, and the scales of the columns on both sides.
         self.between: float | Tensor = alphas[0]
         if len(set(alphas)) > 1:
             self.between = torch.tensor(alphas, dtype=dtype, device=stacked.device)[:, None, None, None]
         if is_bounded:
-            # One after the other: the layers' widths differ, and stacking the bases would copy them.
-            self.scale = scale_of(torch.stack([squared_lengths(basis) for basis in flat[2::3]]))  # (L, r)
+            if self.scale is None:  # one after the other: widths differ, and stacking the bases would copy them
+                self.scale = scale_of(torch.stack([squared_lengths(basis) for basis in flat[2::3]]))  # (L, r)
             self.between = scaled((self.scale[:, :, None] * self.scale[:, None, :])[:, None], self.between)
-        self.cores = scaled(mixed.reshape(layers, sets, rank, rank), self.between)  # (L, N, r, r)
+        self._shape, self._cores = (layers, sets, rank, rank), cores
+
+    @property
+    def cores(self) -> Tensor:
+        """The mixed cores (L, N, r, r)."""
+        if self._cores is None:
+            mixed = self.slices if self.weights is None else torch.bmm(self.weights, self.slices)
+            self._cores = scaled(mixed.reshape(self._shape), self.between)
+        return self._cores
 
 
 class _Mixed(torch.autograd.Function):
@@ -72,12 +88,15 @@ class _Mixed(torch.autograd.Function):
     def forward(
         ctx: Any, gates: Tensor | None, alphas: tuple[float, ...], is_bounded: bool, *flat: Tensor
     ) -> tuple[Tensor, ...]:
-        ctx.made = _Mixing(gates, flat, alphas, is_bounded)
-        # Not saved in torch's way, which frees it in the first backward: layers may be in graphs of their own.
-        ctx.inputs, ctx.alphas, ctx.is_bounded = (gates, flat), alphas, is_bounded
-        ctx.versions = versions_of(_without_none(gates, *flat))
+        made = _Mixing(gates, flat, alphas, is_bounded)
+        ctx.alphas, ctx.is_bounded = alphas, is_bounded
+        # Torch frees what it saves in the first backward, but layers may be in graphs of their own. So factors are kept
+        # as they are, and the rest is made again there.
+        ctx.inputs, ctx.versions = (gates, flat), versions_of(_without_none(gates, *flat))
+        # The gates are among them for those who count what is kept.
+        ctx.save_for_backward(made.cores if is_bounded else None, made.weights, made.scale, gates)
         ctx.set_materialize_grads(False)
-        cores: tuple[Tensor, ...] = ctx.made.cores.unbind(0)
+        cores: tuple[Tensor, ...] = made.cores.unbind(0)
         return cores
 
     @staticmethod
@@ -90,12 +109,11 @@ class _Mixed(torch.autograd.Function):
         used = [place for place, gradient in enumerate(of_cores) if gradient is not None]
         if not used:
             return None, None, None, *result
-        # For second derivatives, with a graph.
-        made = _Mixing(gates, flat, ctx.alphas, ctx.is_bounded) if torch.is_grad_enabled() else ctx.made
-        is_all = len(used) == len(of_cores)
+        made = _Mixing(gates, flat, ctx.alphas, ctx.is_bounded, _saved(ctx))
 
         def of_used(tensor: Any) -> Any:
-            return tensor if is_all or not isinstance(tensor, Tensor) else tensor[used]
+            is_all = len(used) == len(of_cores) or not isinstance(tensor, Tensor)
+            return tensor if is_all else tensor[used]
 
         of_core = torch.stack([gradient for gradient in of_cores if gradient is not None])  # (U, N, r, r)
         sets, rank = of_core.shape[1:3]
@@ -126,6 +144,17 @@ class _Mixed(torch.autograd.Function):
             if columns and needed[3 * index + 2]:
                 result[3 * index + 2] = cast(basis * columns[place], basis.dtype)
         return of_gates, None, None, *result
+
+
+def _saved(ctx: Any) -> tuple[Tensor | None, ...]:
+    """Return what a mixing has saved; nothing where a graph of it is wanted, or a backward has freed it."""
+    if torch.is_grad_enabled():  # for second derivatives
+        return None, None, None
+    try:
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors[:3]
+    except RuntimeError:
+        return None, None, None
+    return saved
 
 
 def _without_none(gates: Tensor | None, *flat: Tensor) -> tuple[Tensor, ...]:

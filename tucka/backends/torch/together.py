@@ -78,7 +78,7 @@ class Made:
 
     def __init__(self, group: Group, gates: Tensor | None, cores: Sequence[Tensor]) -> None:
         self.group, self.cores = group, cores
-        self._gates, self._version = gates, _version(gates)
+        self.gates, self._version = gates, _version(gates)
         versions = versions_of(group.flat)
         # By layer: what its parameters are now, and were when the cores were made.
         self.entries = [
@@ -95,7 +95,7 @@ class Made:
     def core(self, parts: ExpertParts, gates: Tensor | None) -> Tensor | None:
         """Return a layer's core for the gates that it was made of, unless the layer has changed meanwhile."""
         place = self.group.place_of_parts.get(id(parts))
-        if place is None or gates is not self._gates or _version(gates) != self._version:
+        if place is None or gates is not self.gates or _version(gates) != self._version:
             return None
         return self.cores[place] if self.is_as_it_was(place) else None
 
@@ -132,8 +132,11 @@ class Shared:
         if torch.is_grad_enabled() is not self._grad:
             return  # in a reentrant checkpoint, of which each layer has to be known
         made = self._made.get((adapter, self._grad))
-        is_small = x.shape[:-1].numel() <= FEW
-        if made is not None and id(layer) in made.group.place_of_layer and not (is_small or made.group.drops):
+        own = None if has_own_gates(x, gates) else gates
+        # Made of other gates, it serves other layers than this one.
+        if made is None or made.gates is not own or id(layer) not in made.group.place_of_layer:
+            return
+        if x.shape[:-1].numel() > FEW and not made.group.drops:
             self.opened = Opened(made, layer, x, gates)
 
 

@@ -25,7 +25,7 @@ from tucka.backends.torch.routing.inputs import Inputs
 from tucka.backends.torch.routing.layouts import OF_OTHER_TOKENS, OF_OTHERS, Layout, View, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
 from tucka.backends.torch.routing.parts import is_causal, is_decoder_only
-from tucka.backends.torch.routing.permitted import check_features, check_origin, checked_router, trains_before
+from tucka.backends.torch.routing.permitted import check_features, check_origin, checked_router, misfit, trains_before
 from tucka.backends.torch.routing.ranks import gates_over_ranks, has_ranks, ranks_of
 from tucka.backends.torch.routing.reentrant import Collected, Remake
 from tucka.backends.torch.routing.router import Router
@@ -72,7 +72,7 @@ class Maker:
                 self.forms.apply(inputs, unknown, type(layer if forward.module is None else forward.module).__name__)
         view = view_of(x, inputs, layout)
         if view is None and router.spec.routing != "batch":
-            raise self.scope._misfit(layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
+            raise misfit(self.scope, layer, x, Route(x.new_zeros(forward.inputs.rows or 0, 1, 1)), forward)
         rows = x if view is None else Fit(x, view).rows(x)
         regions = [] if torch.is_grad_enabled() else regions_without_gradients()
         # The first run of a checkpoint; not an evaluation in the mode of training, which no backward follows.

@@ -14,9 +14,10 @@ from tucka.errors import RouteError, expected
 
 if TYPE_CHECKING:
     from tucka.backends.torch.routing.forwards import Forward
+    from tucka.backends.torch.routing.routes import Route
     from tucka.backends.torch.routing.scope import RoutingScope
 
-__all__ = ["check_features", "check_graph", "check_origin", "checked_router", "trains_before"]
+__all__ = ["check_features", "check_graph", "check_origin", "checked_router", "misfit", "trains_before"]
 
 
 def check_features(scope: RoutingScope, layer: Any, forward: Forward) -> None:
@@ -91,3 +92,21 @@ def trains_before(scope: RoutingScope) -> bool:
     root = scope.root
     parameters = root.named_parameters() if root is not None else ()
     return any(value.requires_grad and ".tucka_experts." not in f".{name}" for name, value in parameters)
+
+
+def misfit(scope: RoutingScope, layer: Any, x: Tensor, route: Route, forward: Forward) -> RouteError:
+    """Return the error where it is not known which rows of a layer's input belong to which route."""
+    cure = (
+        "Take this layer out with exclude_modules, route by batch (routing='batch'), pin the route, or say with "
+        "samples_first in the configuration which axis of the model's inputs counts samples"
+    )
+    rule = f"an input whose rows are known to belong to the {route.rows} samples that were routed"
+    got = f"input {tuple(x.shape)}"
+    if route.given:
+        rule, cure = f"as many samples as given_route was told of, {route.rows}", "Give one group or gates a sample"
+    elif forward.several:
+        rule, got = (
+            "one call of the model's body in this forward",
+            "several, so the route of this layer is not known",
+        )
+    return RouteError(expected("route", rule, got, where=scope.path(layer), cure=cure))

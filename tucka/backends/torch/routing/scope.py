@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.private import is_replica
 from tucka.backends.torch.routing.calls import Call, Parent
 from tucka.backends.torch.routing.forwards import Forward, Forwards
@@ -22,10 +21,9 @@ from tucka.backends.torch.routing.making import Maker
 from tucka.backends.torch.routing.memory import Memory, after
 from tucka.backends.torch.routing.methods import Method
 from tucka.backends.torch.routing.parts import Anatomy, Part
-from tucka.backends.torch.routing.permitted import check_graph
+from tucka.backends.torch.routing.permitted import check_graph, misfit
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.routes import AS_IT_IS, Fit, Route, even_mixture, fitted
-from tucka.backends.torch.together import Group
 from tucka.errors import RouteError, expected
 
 __all__ = ["RouteOptions", "RoutingScope", "routing_scope", "scope_of"]
@@ -74,7 +72,7 @@ class RoutingScope:
         self.observers: dict[str, Callable[[Router, Tensor, Tensor | None, Tensor], None]] = {}
         self.group: Any = None  # the ranks that route together; None for those of the running DDP, or all
         self._root: nn.Module | None = None
-        self._layers: list[Any] = []
+        self.layers: list[Any] = []  # the adapted ones of the model
         self._places: dict[int, str] = {}  # by layer: where it was when the model was attached
         self.sees_again = False  # whether any layer sees cached tokens again
         self.has_decoder = False  # whether any sees what an encoder has made
@@ -139,7 +137,7 @@ class RoutingScope:
         self.names = {name: role for options in self.options.values() for name, role in options.input_names.items()}
         self._called.append(root)
         layers = {path: module for path, module in root.named_modules() if getattr(module, "tucka_scope", None) is self}
-        self._layers = list(layers.values())
+        self.layers = list(layers.values())
         if self.is_pinned():  # no call has a route of its own
             for kind in (Sharing, Generating, Preparing):
                 kind.put_on(root, self)
@@ -176,7 +174,7 @@ class RoutingScope:
                 kind.take_off(module, self)
         for handle in self._handles:
             handle.remove()
-        self._called, self._handles, self._layers, self._root = [], [], [], None
+        self._called, self._handles, self.layers, self._root = [], [], [], None
         self.forwards.groups.clear()
 
     def refresh(self) -> None:
@@ -211,20 +209,6 @@ class RoutingScope:
         return next((name for name, module in modules if module is layer), type(layer).__name__)
 
     # What layers ask for
-
-    def core(self, adapter: str, layer: Any, parts: ExpertParts, gates: Tensor | None) -> Tensor | None:
-        """Return the core that a layer has from what all layers of the running call share, see `Shared.core`."""
-        shared = self.forwards.state.shared
-        return None if shared is None else shared.core(adapter, parts, gates, lambda: self.like(adapter, layer))
-
-    def like(self, adapter: str, layer: Any) -> Group:
-        """Return the layers that a call of one layer's part of the model may be expected to use."""
-        key = adapter, layer.tucka_part, layer.tucka_role
-        group = self.forwards.groups.get(key)
-        if group is None or not group.is_as_it_was():
-            near = [each for each in self._layers if (each.tucka_part, each.tucka_role) == key[1:]]
-            group = self.forwards.groups[key] = layer.group_of(adapter, near)
-        return group
 
     def fit(self, adapter: str, layer: Any, x: Tensor) -> Fit:
         """Return one adapter's gates for a layer's input (..., d), making the route if there is none yet."""
@@ -280,7 +264,7 @@ class RoutingScope:
             view = None  # it is not known which tokens it is called on
         found = fitted(self.expanded(route, forward), view, x, same_tokens=same, longer=forward.past != 0)
         if found is None or (forward.several and not route.given):
-            raise self._misfit(layer, x, route, forward)
+            raise misfit(self, layer, x, route, forward)
         return found
 
     def _given_to_pinned(self, layer: Any, gates: Tensor, x: Tensor) -> Fit:
@@ -290,7 +274,7 @@ class RoutingScope:
         inputs = Inputs(rows=route.rows) if forward is None else forward.inputs
         found = fitted(route, view_of(x, inputs, layer.tucka_layout), x, same_tokens=True, longer=False)
         if found is None:
-            raise self._misfit(layer, x, route, Forward(_WHOLE, None, (), {}, None))
+            raise misfit(self, layer, x, route, Forward(_WHOLE, None, (), {}, None))
         return found
 
     def _layout_now(self, layer: Any, x: Tensor, forward: Forward) -> Layout:
@@ -322,22 +306,6 @@ class RoutingScope:
         if route.rows != generation.rows:  # though it may be as many as there are beams or sequences
             return replace(route, unknown=True)
         return route.repeated(generation.times) if forward.inputs.rows == route.rows * generation.times else route
-
-    def _misfit(self, layer: Any, x: Tensor, route: Route, forward: Forward) -> RouteError:
-        cure = (
-            "Take this layer out with exclude_modules, route by batch (routing='batch'), pin the route, or say with "
-            "samples_first in the configuration which axis of the model's inputs counts samples"
-        )
-        rule = f"an input whose rows are known to belong to the {route.rows} samples that were routed"
-        got = f"input {tuple(x.shape)}"
-        if route.given:
-            rule, cure = f"as many samples as given_route was told of, {route.rows}", "Give one group or gates a sample"
-        elif forward.several:
-            rule, got = (
-                "one call of the model's body in this forward",
-                "several, so the route of this layer is not known",
-            )
-        return RouteError(expected("route", rule, got, where=self.path(layer), cure=cure))
 
     def _running(self, layer: Any) -> Forward:
         forward = self.forwards.innermost(layer.tucka_part)
