@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drawing import OTHERS, OURS, panels, save
+
 BASE, PEER = "frozen", "PEFT LoRA"
 
 
@@ -84,27 +86,22 @@ def caption(report: dict[str, Any], clock: str) -> str:
 
 def figure(report: dict[str, Any], clock: str, path: Path) -> None:
     """Draw overheads of a training step and of inference, as bars on one logarithmic axis."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     methods = [name for name in report["methods"] if name != BASE]
-    fig, axes = plt.subplots(1, 2, figsize=(9, 0.36 * len(methods) + 1.4), sharey=True, layout="constrained")
+    drawn, (axes,) = panels(columns=2, height=0.32 * len(methods) + 1.4, sharey=True)
     for ax, kind in zip(axes, ("training", "inference"), strict=True):
         ratios = _ratios(report["methods"], kind, clock)
-        colors = ["#0b6e69" if name.startswith("tucka") else "#9aa5ab" for name in methods]
+        colors = [OURS if name.startswith("tucka") else OTHERS for name in methods]
         shown = [max(ratios[name], 0.05) for name in methods]
         ax.barh(methods, shown, color=colors)
         for row, name in enumerate(methods):
-            ax.text(shown[row] * 1.06, row, f"{ratios[name]:.2f}", va="center", fontsize=8)
+            # Right of the axes, where neither a bar nor the line at one crosses a number.
+            ax.text(1.02, row, f"{ratios[name]:.2f}", va="center", transform=ax.get_yaxis_transform())
         ax.axvline(1, color="black", linewidth=0.8)
-        ax.set(xscale="log", title="training step" if kind == "training" else kind, xlim=(0.05, 4 * max(shown)))
-        ax.set_xlabel("time beyond the frozen model, ÷ LoRA's")
+        ax.set(xscale="log", title="training step" if kind == "training" else kind, xlim=(0.05, 1.3 * max(shown)))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
-    fig.savefig(path)
-    plt.close(fig)
+    drawn.supxlabel("time beyond the frozen model, ÷ LoRA's", fontsize="medium")
+    save(drawn, path)
 
 
 def main() -> None:

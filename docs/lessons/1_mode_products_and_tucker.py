@@ -130,7 +130,7 @@ figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.9))
 for colour, ax in enumerate(axes):
     picture = ax.imshow(np.log10(np.abs(core[..., colour]) + 1e-3), cmap="viridis")
     ax.set(title=f"core, slice {colour} of mode 2", xticks=[], yticks=[])
-figure.colorbar(picture, ax=axes, label="log10 |entry|")
+_ = figure.colorbar(picture, ax=axes, label="log10 |entry|")
 
 # %%
 # Nothing large is formed

@@ -17,6 +17,16 @@ def test_load_bars_draws_shares_and_the_even_share(ax):
     assert [text.get_text() for text in ax.texts] == ["75%", "25%", "0%", "0%"]
 
 
+def test_the_line_of_the_even_share_crosses_no_number(ax):
+    ax.figure.set_size_inches(3, 2.4)
+    load_bars([24, 22, 30, 24], ax=ax)
+    ax.figure.draw_without_rendering()
+    even = ax.transData.transform((0, 0.25))[1]
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert not box.y0 < even < box.y1, text.get_text()
+
+
 def test_load_bars_over_time_stacks_the_shares(ax):
     load_bars(TIMES, ax=ax, steps=[10, 20, 30])
     heights = np.array([bar.get_height() for bar in ax.patches]).reshape(2, 3).T

@@ -17,7 +17,7 @@ from tucka.checks import check_choice, check_shapes
 from tucka.core.balance import load_entropy
 from tucka.core.routing import affinity_logits
 from tucka.errors import ConfigError, ShapeError, expected
-from tucka.plots.style import MARKERS, axes_or_new, colour, ink, is_dark, lightness, muted, open_frame
+from tucka.plots.style import axes_or_new, colour, ink, is_dark, marker, muted, number_on, open_frame
 from tucka.spec import CENTERED, Affinity
 
 __all__ = ["group_by_label", "load_bars", "routing_map"]
@@ -108,10 +108,14 @@ def _one_load(counts: _Matrix, ax: Axes | None) -> Axes:
     entropy = load_entropy(counts)
     ax = axes_or_new(ax)
     shares = (counts / counts.sum()).tolist()
-    bars = ax.bar([str(group) for group in range(len(shares))], shares, color=colour(0, ax), width=0.7)
-    ground = {"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 0.8}
-    ax.bar_label(bars, labels=[f"{share:.0%}" for share in shares], padding=2, color=ink(ax), bbox=ground)
-    ax.axhline(1 / len(shares), color=muted(ax), linestyle="--", linewidth=1, label="even share", zorder=0.5)
+    even, room = 1 / len(shares), 0.14 * max(shares)
+    ax.bar([str(group) for group in range(len(shares))], shares, color=colour(0, ax), width=0.7)
+    for group, share in enumerate(shares):
+        # Above the line of the even share where it would cross the number.
+        place = (group, even if even - room < share < even else share)
+        text = f"{share:.0%}"
+        ax.annotate(text, place, (0, 2), textcoords="offset points", ha="center", va="bottom", color=ink(ax))
+    ax.axhline(even, color=muted(ax), linestyle="--", linewidth=1, label="even share", zorder=0.5)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="expert group", ylabel="share of the routings", title=f"Expert load (entropy {entropy:.2f})")
     # Above the bars' labels. With many bars, matplotlib's search for the best place is slow.
@@ -194,7 +198,7 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
     shades = colormaps["cividis" if is_dark(ax) else "Blues"]
     ax.imshow(shares, cmap=shades, vmin=0, vmax=most, aspect="auto")
     for (row_index, group), share in np.ndenumerate(shares):
-        number = "white" if lightness(shades(share / most)) < 0.45 else "black"
+        number = number_on(shades(share / most))
         ax.text(group, row_index, f"{share:.0%}", ha="center", va="center", color=number)
     ax.set_xticks(range(shares.shape[1]), [str(group) for group in range(shares.shape[1])])
     ax.set_yticks(range(len(rows)), list(rows))
@@ -334,17 +338,16 @@ def _draw_map(
     for place, name in enumerate(names):
         here = np.array([kind == name for kind in kinds])
         shades = [colour(group, ax) for group in chosen[here]]
-        marker = MARKERS[place % len(MARKERS)]
-        ax.scatter(points[here, 0], points[here, 1], s=size, c=shades, marker=marker, alpha=0.7, linewidths=0)
+        ax.scatter(points[here, 0], points[here, 1], s=size, c=shades, marker=marker(place), alpha=0.7, linewidths=0)
     edge = "white" if is_dark(ax) else "black"
     for row, (x, y) in enumerate(ends):
         group = row // experts
         ax.scatter(x, y, s=190, color=colour(group, ax), marker="o", edgecolors=edge, linewidths=1.4, zorder=3)
-        number = "white" if lightness(colour(group, ax)) < 0.4 else "black"
+        number = number_on(colour(group, ax))
         ax.text(x, y, str(group), ha="center", va="center", color=number, fontsize=9, fontweight="bold", zorder=4)
     if labels_shown := [name for name in names if name]:
         handles = [
-            ax.scatter([], [], s=28, marker=MARKERS[names.index(name) % len(MARKERS)], color=muted(ax), label=name)
+            ax.scatter([], [], s=28, marker=marker(names.index(name)), color=muted(ax), label=name)
             for name in labels_shown
         ]
         ax.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
