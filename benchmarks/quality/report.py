@@ -22,6 +22,7 @@ from benchmarks.quality.run import RESULTS, best_rate, read_results, score
 
 PEER = "lora_r8"
 TEXTS = ("sentences", "reviews")
+SIZES_COUNT = {"images": 10}  # each of its ten classes has as many images as the sizes say
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def caption(made: Sequence[Row]) -> str:
     sizes, versions = records[0]["sizes"], records[0]["versions"]
     devices = ", ".join(sorted({one["device"] for one in records}))
     commits = ", ".join(sorted({short(one["commit"]) for one in records}))
-    tested = len(records[0]["test"]) * sizes["test"]
+    tested = len(records[0]["test"]) * sizes["test"] * SIZES_COUNT.get(records[0]["task"], 1)
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         "± is the standard deviation over seeds; of a difference, the standard error of its mean, paired by seed. "
