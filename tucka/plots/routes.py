@@ -214,7 +214,7 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
 
 
 def routing_map(
-    features: Array,
+    features: Any,
     centroids: Any,
     *,
     center: Array | None = None,
@@ -231,10 +231,11 @@ def routing_map(
 
     Parameters
     ----------
-    features : array, shape (n, d)
-        Routing features of samples, at least three; see `tucka.routing_feature`.
-    centroids : array, shape (k, t, d), or Router
-        Of the router; or the router itself, which has the centre and the affinity too.
+    features : array, shape (n, d), or iterable of mapping or Tensor
+        Routing features of samples, at least three; see `tucka.routing_feature`. With a model, batches of its inputs.
+    centroids : array, shape (k, t, d), Router or Module
+        Of the router; or the router itself, which has the centre and the affinity too; or a model with a TuckA adapter,
+        which is run over the batches.
     center : array, shape (d,), optional
         Of the router, for the affinities that have one.
     affinity : {"directional", "centered", "dot", "group_norm"}, optional
@@ -258,7 +259,9 @@ def routing_map(
     ShapeError
         If shapes do not fit, if there are fewer than three features, or not as many labels as features.
     ConfigError
-        If an option is unknown, or if a centre is given to an affinity without one.
+        If an option is unknown, if a centre is given to an affinity without one, or if not one router sees the batches.
+    RouteError
+        If the model's active adapter has no router.
     ArrayError
         If the arrays differ in backend or dtype.
     ImportError
@@ -274,6 +277,9 @@ def routing_map(
     """
     where = "routing_map"
     check_choice("projection", projection, get_args(Projection), where=where)
+    if hasattr(centroids, "named_modules") and not hasattr(centroids, "centroids"):  # a model; its packages are there
+        inspection = importlib.import_module("tucka.peft.routes.inspection")
+        features, centroids = inspection.seen_by_router(centroids, features, where=where)
     router = centroids if hasattr(centroids, "centroids") else None
     if router is not None:
         centroids, affinity = detach(router.centroids), affinity or router.spec.affinity
