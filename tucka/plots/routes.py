@@ -177,7 +177,7 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
     ShapeError
         If there is no row, or if rows differ in length.
     ConfigError
-        If a count is negative or not finite, or if a row holds only zeros.
+        If it is no mapping, if a count is negative or not finite, or if a row holds only zeros.
 
     Examples
     --------
@@ -185,6 +185,10 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
     >>> axes.images[0].get_array().tolist()
     [[0.75, 0.25], [0.0, 1.0]]
     """
+    if not hasattr(load_table, "items"):
+        rule = "a mapping of labels to counts"
+        cure = "Give {'news': counts, ...}, such as expert_load(model) after each kind"
+        raise ConfigError(expected("load_table", rule, type(load_table).__name__, where="group_by_label", cure=cure))
     rows = {label: [float(count) for count in load] for label, load in load_table.items()}
     if len({len(row) for row in rows.values()}) != 1:
         lengths = {label: len(row) for label, row in rows.items()}
@@ -280,6 +284,9 @@ def routing_map(
     if hasattr(centroids, "named_modules") and not hasattr(centroids, "centroids"):  # a model; its packages are there
         inspection = importlib.import_module("tucka.peft.routes.inspection")
         features, centroids = inspection.seen_by_router(centroids, features, where=where)
+    elif hasattr(features, "named_modules"):
+        rule, cure = "batches of a model's inputs", "Give the model after them: routing_map(batches, model)"
+        raise ConfigError(expected("features", rule, type(features).__name__, where=where, cure=cure))
     router = centroids if hasattr(centroids, "centroids") else None
     if router is not None:
         centroids, affinity = detach(router.centroids), affinity or router.spec.affinity

@@ -67,6 +67,11 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], *, ax: Ax
     >>> tradeoff([("LoRA", 294_912, 0.86), ("TuckA", 166_008, 0.85)]).get_ylabel()
     'mean accuracy'
     """
+    for point in points:
+        if not isinstance(point, Sequence) or not 3 <= len(point) <= 4:
+            raise ConfigError(
+                expected("points", "(name, parameters, accuracy) of each method", point, where="tradeoff")
+            )
     named = [TradeoffPoint(*point) for point in points]
     if not named or min(point.parameters for point in named) < 1:
         raise ConfigError(expected("points", "at least one, each with parameters", list(points), where="tradeoff"))

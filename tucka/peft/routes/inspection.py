@@ -38,7 +38,7 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None, part: str |
     Raises
     ------
     RouteError
-        If the model has not run yet, or has no TuckA adapter.
+        If the model has not run yet, has no TuckA adapter, or no such part has run.
     ConfigError
         If there is no such adapter.
 
@@ -57,6 +57,9 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None, part: str |
     """
     scope, name = scope_of(model), chosen_adapter(model, adapter_name)
     last = {key: value for key, value in scope.last.get(name, {}).items() if value is not None}
+    if part is not None and last and part not in last:
+        rule = f"one of {', '.join(map(repr, last))}, which have a route"
+        raise RouteError(expected("part", rule, repr(part), where="last_route"))
     chosen = part if part is not None else "" if "" in last else next(iter(last), "")
     gates = scope.pinned.get(name, last.get(chosen))
     if gates is None:
@@ -113,8 +116,10 @@ def seen_by_router(model: nn.Module, batches: Iterable[Any], *, where: str) -> t
     """Run a model over batches; return what its router compares with centroids, features (n, d), and the router."""
     name, scope = chosen_adapter(model, None), scope_of(model)
     if name in scope.pinned or not scope.routers(name):
-        rule, got = "a model whose active adapter is routed", f"the pinned or given {name!r}"
-        raise RouteError(expected("model", rule, got, where=where))
+        rule, got = "a model whose active adapter is routed", f"{name!r}, which is pinned or has no router"
+        raise RouteError(
+            expected("model", rule, got, where=where, cure="A pinned one is routed after unpin_route(model)")
+        )
     seen: dict[int, tuple[Router, list[Tensor]]] = {}
 
     def watch(router: Router, x: Tensor, mask: Tensor | None, _gates: Tensor) -> None:
