@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.adapted_models import METHODS
+from benchmarks.drawing import OTHERS, panels, save
+from benchmarks.drawing import OURS as OUR_COLOUR
 from benchmarks.provenance import short
 from benchmarks.regimes import NEW, PROMPT, REGIMES
 from benchmarks.turns import CLOCKS, OVER, warning, write_again, write_beside
@@ -120,17 +122,10 @@ def caption(report: dict[str, Any]) -> str:
 
 def figure(report: dict[str, Any], path: Path) -> None:
     """Draw the ratios with their spread, one panel for each regime, on a logarithmic axis."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "tucka"
-    import matplotlib.pyplot as plt
-
     regimes, methods = list(report["times"]), [name for name in methods_of(report) if name not in (BASE, PEER)]
-    columns = min(5, len(regimes))
+    columns = min(3, len(regimes))
     rows = -(-len(regimes) // columns)
-    size = (2.7 * columns + 1, rows * (0.28 * len(methods) + 1.1))
-    fig, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained")
+    drawn, axes = panels(rows, columns, height=rows * (0.24 * len(methods) + 0.6) + 0.5, sharex=True, sharey=True)
     for ax in axes.flat[len(regimes) :]:
         ax.axis("off")
     for ax, regime in zip(axes.flat, regimes, strict=False):
@@ -139,21 +134,21 @@ def figure(report: dict[str, Any], path: Path) -> None:
                 continue
             found = ratio(report, regime, method)
             middle, low, high = (min(max(value, SHOWN[0]), SHOWN[1]) for value in found)
-            color = "#0b6e69" if method.startswith(OURS) else "#7d888e"
+            color = OUR_COLOUR if method.startswith(OURS) else OTHERS
             ax.plot([low, high], [place, place], color=color, linewidth=2, alpha=0.5)
             ax.plot(middle, place, "o", color=color, markersize=5, clip_on=False)
             if found[0] > SHOWN[1]:
-                ax.text(middle * 0.8, place, f"{found[0]:.0f}", ha="right", va="center", fontsize=8, color=color)
+                ax.text(middle * 0.8, place, f"{found[0]:.0f}", ha="right", va="center")
         ax.axvline(1, color="black", linewidth=0.8)
         ax.set(xscale="log", xlim=SHOWN, yticks=range(len(methods)), yticklabels=methods)
         ax.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
-        ax.set_title(REGIMES[regime].title.replace(", two", ",\ntwo"), fontsize=9)
-        ax.tick_params(labelsize=8)
+        ax.set_title(REGIMES[regime].title.replace(", two", ",\ntwo"))
         ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes.flat[max(0, len(regimes) - columns) : len(regimes)]:  # those with no panel below them
+        ax.tick_params(labelbottom=True)
     axes[0, 0].invert_yaxis()
-    fig.supxlabel("time beyond the base, ÷ LoRA's", fontsize=9)
-    fig.savefig(path, metadata={"Date": None})
-    plt.close(fig)
+    drawn.supxlabel("time beyond the base, ÷ LoRA's", fontsize="medium")
+    save(drawn, path)
 
 
 def text(report: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
+from benchmarks.drawing import OTHERS, OURS, SERIES, legend_below, panels, save
 from benchmarks.provenance import short
 from benchmarks.turns import CLOCKS, OVER, warning, write_again, write_beside
 from tucka import count_flops, count_parameters
@@ -26,7 +27,7 @@ AXES: dict[str, tuple[int, ...]] = {
 SYMBOLS = {"layers": "L", "groups": "k", "rank": "r", "tokens": "tokens", "samples": "batch"}
 KINDS = ("forward", "training step")
 BASE, PEER = "frozen", "PEFT LoRA"
-COLORS = {PEER: "#7d888e", "tucka batch": "#0b6e69", "tucka sample": "#c7781f", "tucka token": "#7b4fa3"}
+COLORS = {PEER: OTHERS, "tucka batch": OURS, "tucka sample": SERIES[1], "tucka token": SERIES[6]}
 
 
 def overhead(report: dict[str, Any], name: str, kind: str, method: str) -> float:
@@ -125,26 +126,12 @@ def text(report: dict[str, Any]) -> str:
 
 def figure(report: dict[str, Any], path: Path) -> None:
     """Draw the measured overheads as points and the fitted ones as lines, one panel for each axis and kind."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "tucka"
-    import matplotlib.pyplot as plt
-
     axes = list(dict.fromkeys(name.partition("=")[0] for name in report["points"]))
-    fig, panels = plt.subplots(
-        2,
-        len(axes),
-        figsize=(2.7 * len(axes) + 0.6, 5.4),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
-    for row, kind in zip(panels, KINDS, strict=True):
+    drawn, grid = panels(len(axes), 2, height=2 * len(axes) + 0.9, sharex="row", sharey="col")
+    for column, kind in zip(grid.T, KINDS, strict=True):
         for method in _methods(report):
             _, lines, _ = fitted(report, kind, method)
-            for panel, axis in zip(row, axes, strict=True):
+            for panel, axis in zip(column, axes, strict=True):
                 names = [name for name in report["points"] if name.partition("=")[0] == axis]
                 values = [report["points"][name][axis] for name in names]
                 measured = [overhead(report, name, kind, method) for name in names]
@@ -152,13 +139,13 @@ def figure(report: dict[str, Any], path: Path) -> None:
                 panel.plot(values, [lines[name] for name in names], color=COLORS[method], linewidth=1)
                 panel.set(xscale="log", yscale="log")
                 panel.spines[["top", "right"]].set_visible(False)
-        row[0].set_ylabel(f"{kind}: beyond the base, ms")
-    for panel, axis in zip(panels[1], axes, strict=True):
-        panel.set_xscale("log", base=2)
-        panel.set_xlabel(SYMBOLS[axis])
-    panels[0, 0].legend(fontsize=8, frameon=False)
-    fig.savefig(path, metadata={"Date": None})
-    plt.close(fig)
+        column[0].set_title(f"{kind}, ms beyond the base")
+    for row, axis in zip(grid, axes, strict=True):
+        for panel in row:
+            panel.set_xscale("log", base=2)
+            panel.set_xlabel(SYMBOLS[axis])
+    legend_below(drawn, len(COLORS))
+    save(drawn, path)
 
 
 def write(path: Path) -> None:

@@ -1,14 +1,19 @@
 """Make the table and the figure of the adapters' benchmark from its result files alone.
 
 python -m benchmarks.report benchmarks/results/stack-cpu-float32.json
+
+Several files also give one table of what they say together, ``single-layers.md`` beside the first of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from benchmarks.drawing import OTHERS, OURS, panels, save
 
 BASE, PEER = "frozen", "PEFT LoRA"
 
@@ -82,29 +87,55 @@ def caption(report: dict[str, Any], clock: str) -> str:
     return f"{model}; {shape}; {where}; {libraries}; seed {options['seed']}, commit {(report['commit'] or '?')[:10]}"
 
 
+SUMMARY = {
+    "LoRA ÷ frozen": (PEER, BASE),
+    **{f"{name} ÷ LoRA": (name, PEER) for name in ("tucka batch", "tucka sample", "tucka token")},
+    "PEFT HRA ÷ tucka HRA": ("PEFT HRA", "tucka HRA"),
+}
+
+
+def summary(reports: Sequence[dict[str, Any]], clock: str) -> str:
+    """Write how the overheads of the methods compare in all reports; that of the frozen model is its whole time."""
+    lines = [f"| | {' | '.join(SUMMARY)} |", "|---|" + "---:|" * len(SUMMARY)]
+    for report in sorted(reports, key=lambda one: _size(one)):
+        methods, options = report["methods"], report["options"]
+        layers = report["adapted_layers"]
+        for kind in ("training", "inference"):
+            cells = []
+            for name, other in SUMMARY.values():
+                if name not in methods:
+                    cells.append("")
+                    continue
+                below = methods[other][kind][f"{clock}_ms" if other == BASE else f"{clock}_overhead_ms"]
+                cells.append(f"{methods[name][kind][f'{clock}_overhead_ms'] / below:.2f}")
+            title = f"{options['model']}, {layers} layers, {options['samples']}×{options['tokens']} tokens, {kind}"
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _size(report: dict[str, Any]) -> tuple[str, int, int]:
+    options = report["options"]
+    return options["model"], options["samples"] * options["tokens"], report["adapted_layers"]
+
+
 def figure(report: dict[str, Any], clock: str, path: Path) -> None:
     """Draw overheads of a training step and of inference, as bars on one logarithmic axis."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     methods = [name for name in report["methods"] if name != BASE]
-    fig, axes = plt.subplots(1, 2, figsize=(9, 0.36 * len(methods) + 1.4), sharey=True, layout="constrained")
+    drawn, (axes,) = panels(columns=2, height=0.32 * len(methods) + 1.4, sharey=True)
     for ax, kind in zip(axes, ("training", "inference"), strict=True):
         ratios = _ratios(report["methods"], kind, clock)
-        colors = ["#0b6e69" if name.startswith("tucka") else "#9aa5ab" for name in methods]
+        colors = [OURS if name.startswith("tucka") else OTHERS for name in methods]
         shown = [max(ratios[name], 0.05) for name in methods]
         ax.barh(methods, shown, color=colors)
         for row, name in enumerate(methods):
-            ax.text(shown[row] * 1.06, row, f"{ratios[name]:.2f}", va="center", fontsize=8)
+            # Right of the axes, where neither a bar nor the line at one crosses a number.
+            ax.text(1.02, row, f"{ratios[name]:.2f}", va="center", transform=ax.get_yaxis_transform())
         ax.axvline(1, color="black", linewidth=0.8)
-        ax.set(xscale="log", title="training step" if kind == "training" else kind, xlim=(0.05, 4 * max(shown)))
-        ax.set_xlabel("time beyond the frozen model, ÷ LoRA's")
+        ax.set(xscale="log", title="training step" if kind == "training" else kind, xlim=(0.05, 1.3 * max(shown)))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
-    fig.savefig(path)
-    plt.close(fig)
+    drawn.supxlabel("time beyond the frozen model, ÷ LoRA's", fontsize="medium")
+    save(drawn, path)
 
 
 def main() -> None:
@@ -112,8 +143,10 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     options = parser.parse_args()
-    for path in options.results:
-        report = json.loads(path.read_text())
+    reports = [json.loads(path.read_text()) for path in options.results]
+    if len(reports) > 1:
+        options.results[0].with_name("single-layers.md").write_text(summary(reports, options.clock))
+    for path, report in zip(options.results, reports, strict=True):
         text = f"{table(report, options.clock)}\n\n{caption(report, options.clock)}\n"
         path.with_suffix(".md").write_text(text)
         figure(report, options.clock, path.with_suffix(".svg"))

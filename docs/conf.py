@@ -75,6 +75,18 @@ numpydoc_xref_aliases = {
     "TuckerSpec": "tucka.TuckerSpec",
     "TuckerExperts": "tucka.TuckerExperts",
     "TuckAConfig": "tucka.peft.TuckAConfig",
+    **{
+        name: f"tucka.{name}"
+        for name in (
+            "ArrayError",
+            "CheckpointError",
+            "ConfigError",
+            "KeywordError",
+            "RouteError",
+            "ShapeError",
+            "TuckaError",
+        )
+    },
 }
 
 sphinx_gallery_conf = {

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import tomllib
+import xml.etree.ElementTree as ElementTree
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -211,3 +212,61 @@ def test_an_alternative_text_says_what_is_seen():
 def test_the_figures_scripts_have_drawn():
     drawn = {path.stem for path in (ROOT / "docs" / "_static").glob("*.svg")}
     assert drawn >= {path.stem.replace("_", "-") for path in (ROOT / "docs" / "figures").glob("*.py")}
+
+
+SHOWN = sorted(
+    {path for page in PAGES for path, _ in targets_of(page) if path.suffix == ".svg"}
+    | {
+        page.parent / name
+        for page in PAGES
+        for name in re.findall(r"^```\{image\} (\S+\.svg)$", page.read_text(), re.M)
+    }
+)
+DARK_PAGE = "#131416"
+
+
+def luminance(channels):
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in channels]
+    return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def channels_of(colour):
+    return [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+
+
+def inverted(colour):
+    """What the style sheet's ``invert(1) hue-rotate(180deg)`` makes of a colour."""
+    red, green, blue = (1 - part for part in channels_of(colour))
+    mixed = 0.426 * red + 1.430 * green + 0.144 * blue
+    return [min(max(mixed - part, 0), 1) for part in (red, green, blue)]
+
+
+def contrast(one, other):
+    less, more = sorted((luminance(one), luminance(other)))
+    return (more + 0.05) / (less + 0.05)
+
+
+def least_contrast(colour):
+    """The lesser of the contrasts with a white page, and on a dark page, where figures are inverted."""
+    on_white = contrast(channels_of(colour), channels_of("#ffffff"))
+    return min(on_white, contrast(inverted(colour), channels_of(DARK_PAGE)))
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: path.stem)
+def test_a_figure_can_be_read_on_light_and_on_dark_pages(path):
+    drawing = ElementTree.parse(path).getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    assert drawing.get("width").endswith("pt")
+    assert float(drawing.get("width")[:-2]) <= 600, "wider than a page, so that words become small"
+    for group in drawing.iter(f"{space}g"):
+        name = group.get("id") or ""
+        for part in group.iter():
+            style = part.get("style") or ""
+            if float((re.search(r"opacity: ([\d.]+)", style) or [0, 1])[1]) < 0.5:
+                continue  # a grid
+            # Not white, which is the edge of a mark, or a word on a colour.
+            colours = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", style)) - {"#ffffff"}
+            if name.startswith("text_"):
+                assert all(least_contrast(colour) >= 4.5 for colour in colours), f"{name}: {colours}"
+            elif name.startswith(("line2d_", "PathCollection_")):
+                assert all(least_contrast(colour) >= 3 for colour in colours), f"{name}: {colours}"

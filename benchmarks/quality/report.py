@@ -16,11 +16,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.drawing import MUTED, legend_below, panels, save
 from benchmarks.quality.experiments import FOLDER, Experiment, read_all
 from benchmarks.quality.run import RESULTS, best_rate, read_results, score
 
 PEER = "lora_r8"
 TEXTS = ("sentences", "reviews")
+SIZES_COUNT = {"images": 10}  # each of its ten classes has as many images as the sizes say
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def caption(made: Sequence[Row]) -> str:
     sizes, versions = records[0]["sizes"], records[0]["versions"]
     devices = ", ".join(sorted({one["device"] for one in records}))
     commits = ", ".join(sorted({short(one["commit"]) for one in records}))
-    tested = len(records[0]["test"]) * sizes["test"]
+    tested = len(records[0]["test"]) * sizes["test"] * SIZES_COUNT.get(records[0]["task"], 1)
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         "± is the standard deviation over seeds; of a difference, the standard error of its mean, paired by seed. "
@@ -164,33 +166,28 @@ def short(commit: str) -> str:
 
 def draw(made: Sequence[Row], title: str, path: Path) -> None:
     """Draw accuracy against trainable parameters; methods that train only a head are lines."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
     from tucka.plots import tradeoff
 
     points = [(row.experiment.label, row.parameters, row.mean) for row in made if row.parameters]
     if not points:
         return
-    figure, axes = plt.subplots(figsize=(7.5, 4.2))
+    figure, ((axes,),) = panels(height=4 + 0.11 * len(points))
     tradeoff(points, ax=axes).set_title(title)
+    axes.get_legend().remove()
+    for line in axes.lines:  # names alone, since the table has the numbers
+        line.set_label(line.get_label().partition(":")[0])
     for row in made:
         if not row.parameters:
-            axes.axhline(row.mean, color="0.5", linewidth=0.8, linestyle=":")
+            axes.axhline(row.mean, color=MUTED, linewidth=0.8, linestyle=":", label="_")
             axes.annotate(
                 row.experiment.label,
                 (0.01, row.mean),
                 xycoords=("axes fraction", "data"),
                 va="bottom",
-                fontsize=8,
-                color="0.5",
+                color=MUTED,
             )
-    # Below the axes: in the axes the names would cover points, and beside the axes they would take its width.
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, fontsize=8)
-    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
+    legend_below(figure, 2)
+    save(figure, path)
 
 
 def write(folder: Path, experiments: Sequence[Experiment]) -> str:
@@ -207,7 +204,7 @@ def write(folder: Path, experiments: Sequence[Experiment]) -> str:
             tasks[task] = made
         title = records[0]["title"] + (", all data" if scale == "full" else "")
         notes = [f"Not supported by {label}: {reason}" for label, reason in refused.items()]
-        pages.append("\n\n".join([f"## {title}", table(made), caption(made), *notes]))
+        pages.append("\n\n".join([f"## {title[0].upper()}{title[1:]}", table(made), caption(made), *notes]))
         draw(made, title, folder / f"{task}-{scale}.svg")
     if len(tasks) == len(TEXTS) and (both := overall(tasks)):
         said = f"Mean over {' and '.join(TEXTS)}, of what has run with several seeds on both."

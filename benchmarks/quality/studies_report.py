@@ -18,6 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.drawing import legend_below, panels, save
 from benchmarks.quality.experiments import read_all
 from benchmarks.quality.report import Row, caption, rows, signed
 from benchmarks.quality.run import RESULTS, read_results
@@ -69,6 +70,8 @@ def _cell(row: Row, defaults: Row) -> str:
 
 def ranks(made: Sequence[Row]) -> tuple[str, Figure]:
     """Write and draw accuracy by rank and number of groups: Figure 5 (b) of the paper."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     cells: dict[tuple[int, int], Row] = {}
     for row in made:
         config = row.experiment.config
@@ -78,22 +81,24 @@ def ranks(made: Sequence[Row]) -> tuple[str, Figure]:
     for r in widths:
         texts = [f"{cells[r, k].mean:.2%} ({cells[r, k].parameters:,})" if (r, k) in cells else "" for k in groups]
         lines.append(f"| r = {r} | {' | '.join(texts)} |")
-    figure, (axes,) = _figure(1)
+    figure, ((axes,),) = panels(height=3.8)
     for k in groups:
         line = [cells[r, k] for r in widths if (r, k) in cells]
         axes.plot([row.parameters for row in line], [row.mean for row in line], marker="o", label=f"k = {k}")
-    for r in widths:
-        if (r, groups[-1]) in cells:
-            row = cells[r, groups[-1]]
-            axes.annotate(f"r = {r}", (row.parameters, row.mean), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for r in widths:  # on top, where no line crosses them: the points of one rank have almost one size
+        place = (fmean(cells[r, k].parameters for k in groups if (r, k) in cells), 1.02)
+        axes.annotate(f"r = {r}", place, xycoords=axes.get_xaxis_transform(), ha="center")
     axes.set(xscale="log", xlabel="trainable parameters of the adapters", ylabel="test accuracy")
-    axes.legend(frameon=False)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1e3:.0f}k"))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    legend_below(figure, len(groups))
     return "\n\n".join(["\n".join(lines), f"Test accuracy (parameters). {caption(made)}"]), figure
 
 
 def curves(made: Sequence[Row]) -> tuple[str, Figure]:
     """Write and draw loss and validation accuracy over the steps: Figure 6 of the paper."""
-    figure, (left, right) = _figure(2)
+    figure, ((left, right),) = panels(columns=2, height=3.8)
     lines = [
         "| | parameters | last training loss | best validation accuracy | test accuracy |",
         "|---|---:|---:|---:|---:|",
@@ -108,17 +113,8 @@ def curves(made: Sequence[Row]) -> tuple[str, Figure]:
         lines.append(f"| {' | '.join(cells)} |")
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="step", ylabel="validation accuracy")
-    left.legend(frameon=False)
+    legend_below(figure, len(made))
     return "\n\n".join(["\n".join(lines), f"Curves are of the first seed. {caption(made)}"]), figure
-
-
-def _figure(panels: int) -> tuple[Figure, Any]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
-    FigureCanvasSVG(figure)
-    return figure, figure.subplots(1, panels, squeeze=False)[0]
 
 
 def write(results: Path, studies: Path = STUDIES) -> list[Path]:
@@ -134,7 +130,7 @@ def write(results: Path, studies: Path = STUDIES) -> list[Path]:
             path = results / f"{study}-{task}.md"
             title = made[0].runs[0]["title"]
             path.write_text(f"# {study.capitalize()}: {title}\n\n{text}\n")
-            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+            save(figure, path.with_suffix(".svg"))
             written.append(path)
     return written
 

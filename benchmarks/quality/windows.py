@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.drawing import legend_below, panels, save
 from benchmarks.quality.experiments import Experiment, read_all
 from benchmarks.quality.report import of_experiment, short
 from benchmarks.quality.run import RESULTS, read_results, score
@@ -92,20 +93,14 @@ def table(made: Sequence[Window]) -> str:
 
 def draw(tasks: Mapping[str, Sequence[Window]], path: Path) -> None:
     """Draw accuracy against the learning rate, a panel for each task."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.6 * len(tasks), 3.4), layout="constrained")
-    FigureCanvasSVG(figure)
-    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    for axes, (task, made) in zip(panels, tasks.items(), strict=True):
+    figure, (row,) = panels(columns=len(tasks), height=3.6)
+    for axes, (task, made) in zip(row, tasks.items(), strict=True):
         for window in made:
             axes.plot(list(window.means), list(window.means.values()), marker="o", label=window.experiment.label)
         axes.set(xscale="log", xlabel="learning rate", title=task)
-    panels[0].set_ylabel("test accuracy")
-    labels = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(labels.values()), list(labels), frameon=False, loc="outside lower center", ncols=3)
-    figure.savefig(path, metadata={"Date": None})
+    row[0].set_ylabel("test accuracy")
+    legend_below(figure, 3)
+    save(figure, path)
 
 
 def write(folder: Path) -> str:
@@ -119,7 +114,8 @@ def write(folder: Path) -> str:
     for task, records in sorted(groups.items()):
         if made := windows(records, experiments):
             tasks[task] = made
-            pages.append(f"### {records[0]['title']}\n\n{table(made)}")
+            title = records[0]["title"]
+            pages.append(f"### {title[0].upper()}{title[1:]}\n\n{table(made)}")
             named = {window.experiment.name for window in made}
             commits |= {short(record["commit"]) for record in records if record["experiment"] in named}
     if not tasks:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.drawing import OTHERS, SERIES, panels, save
 from tucka.core.balance import load_entropy
 
 __all__ = ["ceiling", "write_report"]
@@ -67,26 +68,23 @@ def _range(cells: dict[tuple[str, int], tuple[float, float, float]]) -> str:
 
 
 def figure(report: dict[str, Any], path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     found = summary(report)
     routers = list(dict.fromkeys(router for router, _ in found))
-    drawn = Figure(figsize=(9, 0.34 * len(routers) + 1.3), layout="constrained")
-    FigureCanvasAgg(drawn)
-    for ax, routing in zip(drawn.subplots(1, 2, sharey=True), ("batch", "sample"), strict=True):
+    drawn, (places,) = panels(columns=2, height=0.3 * len(routers) + 1.3, sharey=True)
+    for ax, routing in zip(places, ("batch", "sample"), strict=True):
         for row, router in enumerate(routers):
             values = [cell[0] for cell in found[router, routing].values()]
-            shade = "#0072B2" if "default" in router else "#7F7F7F"
+            shade = SERIES[0] if "default" in router else OTHERS
             ax.plot(values, [row] * len(values), "|", color=shade, markersize=9, markeredgewidth=1.6, alpha=0.8)
             ax.plot(np.mean(values), row, "o", color=shade, markersize=6)
-        ax.axvline(0.9 if routing == "batch" else 0.95, color="#D55E00", linestyle="--", linewidth=1)
-        ax.set(title=f"{routing} routing", xlabel="mean load entropy at the start", xlim=(0, 1.02))
+        ax.axvline(0.9 if routing == "batch" else 0.95, color=SERIES[1], linestyle="--", linewidth=1)
+        ax.set(title=f"{routing} routing", xlim=(0, 1.02))
         ax.set_yticks(range(len(routers)), routers)
         ax.grid(axis="x", alpha=0.3, linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
     ax.invert_yaxis()
-    drawn.savefig(path)
+    drawn.supxlabel("mean load entropy at the start", fontsize="medium")
+    save(drawn, path)
 
 
 def write_report(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from benchmarks.drawing import panels, save
 from benchmarks.routing.balance_report import ceiling
 from tucka.core.balance import load_entropy
 from tucka.plots import group_by_label
@@ -108,22 +109,19 @@ def balance(rows: list[Row]) -> str:
 
 def maps(rows: list[Row], path: Path) -> None:
     """Draw which group serves which domain, for k = 4 and one seed, by routing."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     from examples.data import DOMAINS
 
     chosen = _by_setting([row for row in rows if row["k"] == 4], ("routing", "batches"))
     if not chosen:
         return
-    drawn = Figure(figsize=(3.6 * len(chosen), 3.2), layout="constrained")
-    FigureCanvasAgg(drawn)
-    grid = drawn.subplots(1, len(chosen), squeeze=False)[0]
-    for ax, ((routing, batches), found) in zip(grid, chosen.items(), strict=True):
+    drawn, grid = panels(-(-len(chosen) // 2), 2, height=3 * -(-len(chosen) // 2))
+    for ax in grid.flat[len(chosen) :]:
+        ax.axis("off")
+    for ax, ((routing, batches), found) in zip(grid.flat, chosen.items(), strict=False):
         group_by_label(dict(zip(DOMAINS, found[0]["after"]["table"], strict=True)), ax=ax)
         bits = np.mean([information(row["after"]["table"]) for row in found])
-        ax.set_title(f"{routing}, {batches} batches ({bits:.2f} bits)", fontsize=10)
-    drawn.savefig(path)
+        ax.set_title(f"{routing} routing, {batches} batches\n{bits:.2f} bits")
+    save(drawn, path)
 
 
 def write_report(path: Path) -> None:

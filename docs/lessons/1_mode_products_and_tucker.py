@@ -128,9 +128,9 @@ assert np.isclose(np.linalg.norm(core), np.linalg.norm(squeezed))
 assert np.linalg.norm(core[:3, :3]) > 0.9 * np.linalg.norm(core)
 figure, axes = plt.subplots(1, 3, figsize=(8.5, 2.9))
 for colour, ax in enumerate(axes):
-    picture = ax.imshow(np.log10(np.abs(core[..., colour]) + 1e-3), cmap="viridis")
+    picture = ax.imshow(np.log10(np.abs(core[..., colour]) + 1e-3), cmap="Blues")
     ax.set(title=f"core, slice {colour} of mode 2", xticks=[], yticks=[])
-figure.colorbar(picture, ax=axes, label="log10 |entry|")
+_ = figure.colorbar(picture, ax=axes, label="log10 |entry|")
 
 # %%
 # Nothing large is formed

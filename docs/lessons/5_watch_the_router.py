@@ -5,7 +5,7 @@
 In this lesson you see on real sentences how a router collapses, what prevents this, and which group serves which
 sentences. A router that sends every input to one group makes a mixture of experts into one expert.
 
-The page needs the same downloads as lesson 3.
+The page needs the same downloads as lesson 3, and ``PYTHONPATH=.`` too.
 """
 
 import matplotlib.pyplot as plt

@@ -17,6 +17,16 @@ def test_load_bars_draws_shares_and_the_even_share(ax):
     assert [text.get_text() for text in ax.texts] == ["75%", "25%", "0%", "0%"]
 
 
+def test_the_line_of_the_even_share_crosses_no_number(ax):
+    ax.figure.set_size_inches(3, 2.4)
+    load_bars([24, 22, 30, 24], ax=ax)
+    ax.figure.draw_without_rendering()
+    even = ax.transData.transform((0, 0.25))[1]
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert not box.y0 < even < box.y1, text.get_text()
+
+
 def test_load_bars_over_time_stacks_the_shares(ax):
     load_bars(TIMES, ax=ax, steps=[10, 20, 30])
     heights = np.array([bar.get_height() for bar in ax.patches]).reshape(2, 3).T
@@ -153,3 +163,33 @@ def test_a_router_is_drawn_as_its_arrays():
     for mine, other in zip(drawn.collections, again.collections, strict=True):
         np.testing.assert_array_equal(mine.get_offsets(), other.get_offsets())
     assert [text.get_text() for text in drawn.texts] == ["0", "0", "1", "1", "2", "2"]
+
+
+@pytest.mark.parametrize("routing", ["sample", "batch", "token"])
+def test_a_model_is_drawn_with_batches_of_its_inputs(routing):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from tucka.peft import TuckAConfig, expert_load, initialize_router
+
+    torch.manual_seed(0)
+    config = TuckAConfig(r=2, k=3, routing=routing, target_modules=["0"])
+    model = peft.get_peft_model(torch.nn.Sequential(torch.nn.Linear(4, 4)), config)
+    batches = list(torch.randn(6, 5, 7, 4))
+    initialize_router(model, batches, progress=False)
+    drawn = routing_map(batches, model)
+    assert (
+        sum(len(part.get_offsets()) for part in drawn.collections[:1])
+        == {"sample": 30, "batch": 6, "token": 210}[routing]
+    )
+    assert model.training
+    assert int(expert_load(model).sum()) == 0  # looking leaves the counts as they were
+
+
+def test_a_model_without_a_router_cannot_be_drawn():
+    from tucka.errors import RouteError
+    from tucka.peft import pin_route
+
+    model = adapted_model()
+    pin_route(model, group=0)
+    with pytest.raises(RouteError, match=r"model: expected a model whose active adapter is routed.*routing_map"):
+        routing_map([], model)

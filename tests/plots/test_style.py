@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.style import context
 
 from support.subprocesses import output_of
 from tucka.plots import group_by_label, load_bars, parameter_scaling, routing_map, tradeoff
+from tucka.plots.style import axes_or_new, colour, marker, number_on
 
 POINTS = [("LoRA", 295_682, 0.86), ("TuckA", 166_778, 0.85)]
 LOADS = {"news": [30, 10, 0], "tweets": [5, 5, 10]}
@@ -29,9 +31,6 @@ def test_without_axes_a_figure_is_made_that_can_be_written(draw, data, tmp_path)
 
 @pytest.mark.parametrize("style", ["default", "dark_background"])
 def test_series_and_text_stand_out_from_the_ground(style):
-    def lightness(colour):
-        return np.dot(to_rgb(colour), [0.2126, 0.7152, 0.0722])
-
     with context(style):
         axes = [
             load_bars(TIMES),
@@ -41,11 +40,34 @@ def test_series_and_text_stand_out_from_the_ground(style):
             routing_map(*features_and_centroids()),
         ]
         for ax in axes:
-            ground = lightness(ax.figure.get_facecolor())
+            ground = ax.figure.get_facecolor()
             drawn = [line.get_color() for line in ax.lines if ax is not axes[0]]
             drawn += [bar.get_facecolor() for bar in ax.patches]
-            drawn += [ax.title.get_color(), ax.xaxis.label.get_color()]
-            assert all(abs(lightness(shade) - ground) > 0.2 for shade in drawn), ax.get_title()
+            assert all(contrast(shade, ground) >= 3 for shade in drawn), ax.get_title()
+            assert all(contrast(text.get_color(), ground) >= 4.5 for text in (ax.title, ax.xaxis.label))
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+def test_eight_colours_stand_out_and_sixty_four_series_differ(style):
+    with context(style):
+        ax = axes_or_new(None)
+        ground = ax.get_facecolor()
+        assert all(contrast(colour(index, ax), ground) >= 3 for index in range(8))
+        assert len({(colour(index, ax), marker(index)) for index in range(64)}) == 64
+
+
+def test_a_number_can_be_read_on_any_colour():
+    for name in ("Blues", "cividis"):
+        for shade in colormaps[name](np.linspace(0, 1, 50)):
+            assert contrast(number_on(shade), shade) >= 4.5
+
+
+def contrast(one, other):
+    """The contrast of WCAG 2, from 1 to 21."""
+    parts = [np.array(to_rgb(shade)) for shade in (one, other)]
+    linear = [np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4) for part in parts]
+    less, more = sorted(c @ [0.2126, 0.7152, 0.0722] for c in linear)
+    return (more + 0.05) / (less + 0.05)
 
 
 def features_and_centroids():

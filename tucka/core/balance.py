@@ -102,6 +102,8 @@ class CollapseAlarm:
         self._name = name
         self._window = check_count("window", window, where="CollapseAlarm")
         self._below = check_positive("below", below, where="CollapseAlarm")
+        if self._below > 1:
+            raise ConfigError(expected("below", "a load entropy, which is at most 1", below, where="CollapseAlarm"))
         self._total: Array | None = None
         self._steps = 0
         self.has_warned = False

@@ -35,6 +35,7 @@ from tucka.peft.targets import (
     check_experts_are_named,
     check_names,
     check_targets,
+    no_targets,
     owners_of,
     place_of,
 )
@@ -127,6 +128,13 @@ class TuckAModel(BaseTuner):
         for part, router in self._scope().routers(new).items():
             if part in routers and not router.center.is_meta:
                 router.take_measured(routers[part])
+
+    def _prepare_adapter_config(self, peft_config: TuckAConfig, model_config: dict[str, Any]) -> TuckAConfig:
+        """Take the usual targets of a known kind of model; say which names another one has."""
+        if peft_config.target_modules is None and model_config.get("model_type") not in self.target_module_mapping:
+            raise no_targets(self.model)
+        prepared: TuckAConfig = super()._prepare_adapter_config(peft_config, model_config)
+        return prepared
 
     def _prepare_model(self, peft_config: TuckAConfig, model: nn.Module) -> None:
         """Check every target before the first one is replaced, so that an error leaves the model as it was."""

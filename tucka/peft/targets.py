@@ -25,6 +25,7 @@ __all__ = [
     "check_names",
     "check_targets",
     "ends_with_name",
+    "no_targets",
     "owners_of",
     "place_of",
 ]
@@ -142,6 +143,15 @@ def check_names(config: TuckAConfig, model: nn.Module) -> None:
         rule = "names of modules of the model"
         got = f"names that were not found in the base model: {sorted(map(str, named))}"
         raise ConfigError(expected("target_modules", rule, got, where="TuckAConfig", cure=cure))
+
+
+def no_targets(model: nn.Module) -> ConfigError:
+    """Make the error of a configuration without targets, for a model whose usual ones nobody knows."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = ", ".join(map(repr, list(dict.fromkeys(name.rpartition(".")[2] for name in linear))[:6]))
+    rule = "names of layers, for a model of this class"
+    cure = f"Its linear layers are called {names}; 'all-linear' takes all"
+    return ConfigError(expected("target_modules", rule, None, where="TuckAConfig", cure=cure))
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from tucka.checks import check_choice, check_shapes
 from tucka.core.balance import load_entropy
 from tucka.core.routing import affinity_logits
 from tucka.errors import ConfigError, ShapeError, expected
-from tucka.plots.style import MARKERS, axes_or_new, colour, ink, is_dark, lightness, muted, open_frame
+from tucka.plots.style import axes_or_new, colour, ink, is_dark, marker, muted, number_on, open_frame
 from tucka.spec import CENTERED, Affinity
 
 __all__ = ["group_by_label", "load_bars", "routing_map"]
@@ -108,10 +108,14 @@ def _one_load(counts: _Matrix, ax: Axes | None) -> Axes:
     entropy = load_entropy(counts)
     ax = axes_or_new(ax)
     shares = (counts / counts.sum()).tolist()
-    bars = ax.bar([str(group) for group in range(len(shares))], shares, color=colour(0, ax), width=0.7)
-    ground = {"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 0.8}
-    ax.bar_label(bars, labels=[f"{share:.0%}" for share in shares], padding=2, color=ink(ax), bbox=ground)
-    ax.axhline(1 / len(shares), color=muted(ax), linestyle="--", linewidth=1, label="even share", zorder=0.5)
+    even, room = 1 / len(shares), 0.14 * max(shares)
+    ax.bar([str(group) for group in range(len(shares))], shares, color=colour(0, ax), width=0.7)
+    for group, share in enumerate(shares):
+        # Above the line of the even share where it would cross the number.
+        place = (group, even if even - room < share < even else share)
+        text = f"{share:.0%}"
+        ax.annotate(text, place, (0, 2), textcoords="offset points", ha="center", va="bottom", color=ink(ax))
+    ax.axhline(even, color=muted(ax), linestyle="--", linewidth=1, label="even share", zorder=0.5)
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.set(xlabel="expert group", ylabel="share of the routings", title=f"Expert load (entropy {entropy:.2f})")
     # Above the bars' labels. With many bars, matplotlib's search for the best place is slow.
@@ -173,7 +177,7 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
     ShapeError
         If there is no row, or if rows differ in length.
     ConfigError
-        If a count is negative or not finite, or if a row holds only zeros.
+        If it is no mapping, if a count is negative or not finite, or if a row holds only zeros.
 
     Examples
     --------
@@ -181,6 +185,10 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
     >>> axes.images[0].get_array().tolist()
     [[0.75, 0.25], [0.0, 1.0]]
     """
+    if not hasattr(load_table, "items"):
+        rule = "a mapping of labels to counts"
+        cure = "Give {'news': counts, ...}, such as expert_load(model) after each kind"
+        raise ConfigError(expected("load_table", rule, type(load_table).__name__, where="group_by_label", cure=cure))
     rows = {label: [float(count) for count in load] for label, load in load_table.items()}
     if len({len(row) for row in rows.values()}) != 1:
         lengths = {label: len(row) for label, row in rows.items()}
@@ -194,7 +202,7 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
     shades = colormaps["cividis" if is_dark(ax) else "Blues"]
     ax.imshow(shares, cmap=shades, vmin=0, vmax=most, aspect="auto")
     for (row_index, group), share in np.ndenumerate(shares):
-        number = "white" if lightness(shades(share / most)) < 0.45 else "black"
+        number = number_on(shades(share / most))
         ax.text(group, row_index, f"{share:.0%}", ha="center", va="center", color=number)
     ax.set_xticks(range(shares.shape[1]), [str(group) for group in range(shares.shape[1])])
     ax.set_yticks(range(len(rows)), list(rows))
@@ -210,7 +218,7 @@ def group_by_label(load_table: Mapping[str, Sequence[float]], *, ax: Axes | None
 
 
 def routing_map(
-    features: Array,
+    features: Any,
     centroids: Any,
     *,
     center: Array | None = None,
@@ -227,10 +235,11 @@ def routing_map(
 
     Parameters
     ----------
-    features : array, shape (n, d)
-        Routing features of samples, at least three; see `tucka.routing_feature`.
-    centroids : array, shape (k, t, d), or Router
-        Of the router; or the router itself, which has the centre and the affinity too.
+    features : array, shape (n, d), or iterable of mapping or Tensor
+        Routing features of samples, at least three; see `tucka.routing_feature`. With a model, batches of its inputs.
+    centroids : array, shape (k, t, d), Router or Module
+        Of the router; or the router itself, which has the centre and the affinity too; or a model with a TuckA adapter,
+        which is run over the batches.
     center : array, shape (d,), optional
         Of the router, for the affinities that have one.
     affinity : {"directional", "centered", "dot", "group_norm"}, optional
@@ -254,7 +263,9 @@ def routing_map(
     ShapeError
         If shapes do not fit, if there are fewer than three features, or not as many labels as features.
     ConfigError
-        If an option is unknown, or if a centre is given to an affinity without one.
+        If an option is unknown, if a centre is given to an affinity without one, or if not one router sees the batches.
+    RouteError
+        If the model's active adapter has no router.
     ArrayError
         If the arrays differ in backend or dtype.
     ImportError
@@ -270,6 +281,12 @@ def routing_map(
     """
     where = "routing_map"
     check_choice("projection", projection, get_args(Projection), where=where)
+    if hasattr(centroids, "named_modules") and not hasattr(centroids, "centroids"):  # a model; its packages are there
+        inspection = importlib.import_module("tucka.peft.routes.inspection")
+        features, centroids = inspection.seen_by_router(centroids, features, where=where)
+    elif hasattr(features, "named_modules"):
+        rule, cure = "batches of a model's inputs", "Give the model after them: routing_map(batches, model)"
+        raise ConfigError(expected("features", rule, type(features).__name__, where=where, cure=cure))
     router = centroids if hasattr(centroids, "centroids") else None
     if router is not None:
         centroids, affinity = detach(router.centroids), affinity or router.spec.affinity
@@ -334,17 +351,16 @@ def _draw_map(
     for place, name in enumerate(names):
         here = np.array([kind == name for kind in kinds])
         shades = [colour(group, ax) for group in chosen[here]]
-        marker = MARKERS[place % len(MARKERS)]
-        ax.scatter(points[here, 0], points[here, 1], s=size, c=shades, marker=marker, alpha=0.7, linewidths=0)
+        ax.scatter(points[here, 0], points[here, 1], s=size, c=shades, marker=marker(place), alpha=0.7, linewidths=0)
     edge = "white" if is_dark(ax) else "black"
     for row, (x, y) in enumerate(ends):
         group = row // experts
         ax.scatter(x, y, s=190, color=colour(group, ax), marker="o", edgecolors=edge, linewidths=1.4, zorder=3)
-        number = "white" if lightness(colour(group, ax)) < 0.4 else "black"
+        number = number_on(colour(group, ax))
         ax.text(x, y, str(group), ha="center", va="center", color=number, fontsize=9, fontweight="bold", zorder=4)
     if labels_shown := [name for name in names if name]:
         handles = [
-            ax.scatter([], [], s=28, marker=MARKERS[names.index(name) % len(MARKERS)], color=muted(ax), label=name)
+            ax.scatter([], [], s=28, marker=marker(names.index(name)), color=muted(ax), label=name)
             for name in labels_shown
         ]
         ax.legend(handles=handles, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))

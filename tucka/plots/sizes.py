@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentF
 from tucka.checks import check_count
 from tucka.core.counts import count_parameters
 from tucka.errors import ConfigError, expected
-from tucka.plots.style import MARKERS, axes_or_new, colour, is_dark, open_frame, short
+from tucka.plots.style import axes_or_new, colour, is_dark, marker, open_frame, short
 
 __all__ = ["TradeoffPoint", "parameter_scaling", "tradeoff"]
 
@@ -67,13 +67,18 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], *, ax: Ax
     >>> tradeoff([("LoRA", 294_912, 0.86), ("TuckA", 166_008, 0.85)]).get_ylabel()
     'mean accuracy'
     """
+    for point in points:
+        if not isinstance(point, Sequence) or not 3 <= len(point) <= 4:
+            raise ConfigError(
+                expected("points", "(name, parameters, accuracy) of each method", point, where="tradeoff")
+            )
     named = [TradeoffPoint(*point) for point in points]
     if not named or min(point.parameters for point in named) < 1:
         raise ConfigError(expected("points", "at least one, each with parameters", list(points), where="tradeoff"))
     ax = axes_or_new(ax)
     ax.set_xscale("log")
     for index, point in enumerate(named):
-        shade, marker = colour(index, ax), MARKERS[index % len(MARKERS)]
+        shade = colour(index, ax)
         label = f"{point.name}: {point.accuracy:.1%}, {short(point.parameters)}"
         if point.error:
             ax.errorbar(
@@ -82,9 +87,9 @@ def tradeoff(points: Sequence[TradeoffPoint | tuple[str, int, float]], *, ax: Ax
         ax.plot(
             point.parameters,
             point.accuracy,
-            marker,
+            marker(index),
             color=shade,
-            markersize=8,
+            markersize=12 if marker(index) == "*" else 8,  # a star of one size looks smaller
             markeredgecolor="black" if is_dark(ax) else "white",
             markeredgewidth=0.7,
             label=label,
@@ -155,7 +160,7 @@ def parameter_scaling(
         f"TuckA, more experts in k=1 group, r={r}": [tucka(1, count) for count in numbers],
     }
     for index, (label, values) in enumerate(lines.items()):
-        ax.plot(numbers, values, color=colour(index, ax), marker=MARKERS[index], markersize=4, label=label)
+        ax.plot(numbers, values, color=colour(index, ax), marker=marker(index), markersize=4, label=label)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     title = f"Parameters of one {layer[0]} × {layer[1]} layer"

@@ -12,8 +12,9 @@ from transformers import TrainerCallback
 from tucka.backends.torch.routing.ranks import sum_over_ranks
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import RoutingScope, scope_of
-from tucka.checks import check_count
+from tucka.checks import check_count, check_finite
 from tucka.core.balance import CollapseAlarm, load_entropy
+from tucka.errors import ConfigError, expected
 from tucka.peft.adapters import layers_of
 from tucka.peft.files.sharded import whole_copy
 from tucka.peft.routes.observation import has_inputs
@@ -79,7 +80,10 @@ class RouterCallback(TrainerCallback):
         self.progress = progress
         self.collapse_window = collapse_window
         self.collapse_below = collapse_below
-        CollapseAlarm("RouterCallback", window=collapse_window, below=collapse_below)  # checks both numbers
+        check_count("collapse_window", collapse_window, where="RouterCallback")
+        if not 0 < check_finite("collapse_below", collapse_below, where="RouterCallback") <= 1:
+            rule = "a load entropy, above 0 and at most 1"
+            raise ConfigError(expected("collapse_below", rule, collapse_below, where="RouterCallback"))
         self._watches: dict[tuple[str, str], _Watch] = {}
 
     def install(self, trainer: Any) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import scope_of
-from tucka.errors import RouteError, expected
+from tucka.backends.torch.routing.starting import features_of
+from tucka.errors import ConfigError, RouteError, expected
 from tucka.peft.adapters import chosen_adapter, spec_of
+from tucka.peft.routes.observation import observe
 
 __all__ = ["expert_load", "last_route"]
 
@@ -32,7 +38,7 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None, part: str |
     Raises
     ------
     RouteError
-        If the model has not run yet, or has no TuckA adapter.
+        If the model has not run yet, has no TuckA adapter, or no such part has run.
     ConfigError
         If there is no such adapter.
 
@@ -51,6 +57,9 @@ def last_route(model: nn.Module, *, adapter_name: str | None = None, part: str |
     """
     scope, name = scope_of(model), chosen_adapter(model, adapter_name)
     last = {key: value for key, value in scope.last.get(name, {}).items() if value is not None}
+    if part is not None and last and part not in last:
+        rule = f"one of {', '.join(map(repr, last))}, which have a route"
+        raise RouteError(expected("part", rule, repr(part), where="last_route"))
     chosen = part if part is not None else "" if "" in last else next(iter(last), "")
     gates = scope.pinned.get(name, last.get(chosen))
     if gates is None:
@@ -101,3 +110,27 @@ def expert_load(model: nn.Module, *, reset: bool = False, adapter_name: str | No
     if reset:
         scope.reset_load(name)
     return total
+
+
+def seen_by_router(model: nn.Module, batches: Iterable[Any], *, where: str) -> tuple[Tensor, Router]:
+    """Run a model over batches; return what its router compares with centroids, features (n, d), and the router."""
+    name, scope = chosen_adapter(model, None), scope_of(model)
+    if name in scope.pinned or not scope.routers(name):
+        rule, got = "a model whose active adapter is routed", f"{name!r}, which is pinned or has no router"
+        raise RouteError(
+            expected("model", rule, got, where=where, cure="A pinned one is routed after unpin_route(model)")
+        )
+    seen: dict[int, tuple[Router, list[Tensor]]] = {}
+
+    def watch(router: Router, x: Tensor, mask: Tensor | None, _gates: Tensor) -> None:
+        rows = features_of(router, x, mask).to(router.centroids)
+        if router.spec.routing == "batch" and len(rows):
+            rows = rows.mean(dim=0, keepdim=True)
+        seen.setdefault(id(router), (router, []))[1].append(rows)
+
+    observe(model, name, batches, watch, title="TuckA route: looking at data", progress=False)
+    if len(seen) != 1:
+        rule, cure = "batches that one router sees", "Call the part of the model that you want to see"
+        raise ConfigError(expected("batches", rule, f"{len(seen)} routers that saw any", where=where, cure=cure))
+    ((router, parts),) = seen.values()
+    return torch.cat(parts), router

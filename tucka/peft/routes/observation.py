@@ -108,7 +108,8 @@ def _run(model: nn.Module, batch: Any, device: torch.device | None) -> None:
         model(**{key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()})
     else:
         rule = "mappings of the model's keyword arguments, or tensors"
-        raise ConfigError(expected("batches", rule, type(batch).__name__))
+        cure = "Give {'name of the argument': value}, or arrays as torch.as_tensor(array)"
+        raise ConfigError(expected("batches", rule, type(batch).__name__, cure=cure))
 
 
 @contextmanager

@@ -72,7 +72,10 @@ def _routed(model: nn.Module, adapter_name: str | None) -> tuple[str, list[Route
     name, scope = chosen_adapter(model, adapter_name), scope_of(model)
     routers = list(scope.routers(name).values())
     if not routers or name in scope.pinned:
-        raise RouteError(expected("adapter_name", "an adapter that is routed", f"the pinned or given {name!r}"))
+        got, cure = f"{name!r}, which has no router", "Give it no start: its route is given or fixed"
+        if routers:
+            got, cure = f"{name!r}, which is pinned", "Call unpin_route(model) first"
+        raise RouteError(expected("adapter_name", "an adapter that is routed", got, cure=cure))
     return name, routers
 
 

@@ -349,10 +349,10 @@ def scope_of(model: Any) -> RoutingScope:
     scopes = _outermost(model) if isinstance(model, nn.Module) else []
     if len(scopes) == 1:
         return scopes[0]
-    rule, got = "a model with TuckA layers", type(model).__name__
+    rule, cure = "a model with TuckA layers", "Make one with peft.get_peft_model(model, TuckAConfig(...))"
     if scopes:
-        rule, got = "one adapted model", f"{got} with {len(scopes)} of them, each with routes of its own"
-    raise RouteError(expected("model", rule, got, where="scope_of"))
+        rule, cure = "one adapted model", f"Name one of the {len(scopes)} in it, each of which has routes of its own"
+    raise RouteError(expected("model", rule, type(model).__name__, cure=cure))
 
 
 def _outermost(model: nn.Module) -> list[RoutingScope]:

@@ -1,0 +1,853 @@
+"""Sentences with measured numbers say what the result files say.
+
+A claim is a page, a sentence with gaps, and what fills them. Where results change, the message is the new sentence. A
+claim in words has a condition instead; where it fails, the sentence has to be written anew.
+"""
+
+import json
+import math
+import re
+import shutil
+from statistics import fmean
+
+import pytest
+
+from benchmarks import decoding_report, growth_report, report
+from benchmarks.gpu.run import LIMIT
+from benchmarks.quality import report as quality_report
+from benchmarks.quality import studies_report, windows
+from benchmarks.quality.experiments import read_all
+from benchmarks.quality.run import best_rate, score
+from benchmarks.routing import balance_report, study_report, tasks_report
+from support.measured import (
+    ALIKE,
+    APART,
+    BY_METHOD,
+    DEMO,
+    FOUR,
+    LATER,
+    NUMBERS,
+    OPPOSITE,
+    RESULTS,
+    ROOT,
+    ablation,
+    accuracy,
+    against_lora,
+    ahead,
+    below,
+    best_of,
+    bits,
+    both,
+    curves,
+    domains_with_a_group,
+    experts_of_ranks_from_two,
+    gains,
+    growth,
+    in_words,
+    kept,
+    moved,
+    movement,
+    noise,
+    on_texts,
+    overheads,
+    pays,
+    quality,
+    ranks,
+    rate_of,
+    same_lead_by_seed,
+    seconds,
+    seconds_of_the_search,
+    seeds_of,
+    share,
+    sizes_of,
+    starts,
+    steps_of,
+    study,
+    task_table,
+    tasks,
+    times_loras,
+    window,
+    within_noise,
+)
+
+COMPARISON, ROUTING = "docs/explanation/comparison.md", "docs/explanation/routing.md"
+CHOOSING, DESIGN, COSTS = "docs/how-to/choosing.md", "docs/explanation/design.md", "docs/explanation/costs.md"
+
+
+# --- what the pages say: a page, a sentence with gaps, and what fills them ---
+
+FILLED = [
+    (
+        "README.md",
+        "one adapter was as good as [a LoRA for each task](docs/explanation/routing.md#where-routing-pays), "
+        "with {:.0%} of the parameters",
+        lambda: [
+            task_table(OPPOSITE, APART)["parameters"] / task_table(OPPOSITE, "a LoRA r=8 for each task")["parameters"]
+        ],
+    ),
+    (
+        "README.md",
+        "rated sentences from four domains, {} for training and {} for testing in each domain",
+        lambda: [DEMO["plan"]["train_per_domain"], DEMO["plan"]["test_per_domain"]],
+    ),
+    (
+        "README.md",
+        "means are {:.3f} to {:.3f}",
+        lambda: [edge(row["error"] for row in DEMO["methods"] if row["seconds"]) for edge in (min, max)],
+    ),
+    (
+        "README.md",
+        "has {:.0f} to {:.0%} of the parameters of LoRA",
+        lambda: [100 * share("reviews", "tucka_r8"), share("causal", "tucka_r8")],
+    ),
+    (
+        "README.md",
+        "TuckA with r = 2, with {:.0%} of the parameters, was within one point",
+        lambda: [share("reviews", "tucka_r2")],
+    ),
+    (
+        "docs/how-to/demo.md",
+        "with seed {}, {} training and {} test sentences a domain",
+        lambda: [DEMO["plan"][name] for name in ("seed", "train_per_domain", "test_per_domain")],
+    ),
+    (
+        "docs/how-to/demo.md",
+        "means are {:.3f} to {:.3f}",
+        lambda: [edge(row["error"] for row in DEMO["methods"] if row["seconds"]) for edge in (min, max)],
+    ),
+    (
+        "docs/how-to/demo.md",
+        "LoRA has {:.1f} times the parameters",
+        lambda: [BY_METHOD["LoRA"]["adapter_parameters"] / BY_METHOD["TuckA"]["adapter_parameters"]],
+    ),
+    (
+        "docs/how-to/demo.md",
+        "head only has {:.1%} accuracy, TuckA {:.1%} with {:.0f} thousand parameters, LoRA {:.1%} with {:.0f} thousand",
+        lambda: [
+            BY_METHOD["head only"]["mean"],
+            *(
+                part
+                for name in ("TuckA", "LoRA")
+                for part in (
+                    BY_METHOD[name]["mean"],
+                    (BY_METHOD[name]["adapter_parameters"] + BY_METHOD[name]["head_parameters"]) / 1e3,
+                )
+            ),
+        ],
+    ),
+    (
+        CHOOSING,
+        "as accurate as LoRA of the same rank with {:.0%} of the parameters",
+        lambda: [share("reviews", "tucka_r8")],
+    ),
+    (
+        CHOOSING,
+        "r = 2 had {:.0%} of the parameters of LoRA with r = 8 and was within one point",
+        lambda: [share("reviews", "tucka_r2")],
+    ),
+    (
+        CHOOSING,
+        "Each group is {:.0%} of the whole at r = 8",
+        lambda: [(ranks()["r8_k4"].parameters - ranks()["r8_k2"].parameters) / 2 / ranks()["r8_k2"].parameters],
+    ),
+    (
+        CHOOSING,
+        "All lines move between {:.0f} and {:.0f} %",
+        lambda: [
+            math.floor(100 * min(row.mean for row in ranks().values())),
+            100 * max(row.mean for row in ranks().values()),
+        ],
+    ),
+    (
+        COMPARISON,
+        "has {:.0%} of the parameters of LoRA.** Over both tasks it is ahead by {} points, and without the "
+        "bound by {}.",
+        lambda: [share("reviews", "tucka_r8"), ahead("tucka_r8"), ahead("tucka")],
+    ),
+    (
+        COMPARISON,
+        "and has {:.0%} of the parameters. It is ahead of LoRA with r = 1",
+        lambda: [share("reviews", "tucka_r2")],
+    ),
+    (
+        COMPARISON,
+        "in the same way as for LoRA: {:.0f}e-3 was best on the sentences and {:.0f}e-3 on the reviews",
+        lambda: [1e3 * rate_of(task, "tucka_r2") for task in ("sentences", "reviews")],
+    ),
+    (
+        COMPARISON,
+        "at about equal parameters**, by {} points on average",
+        lambda: [in_words(on_texts("tucka")[1] - on_texts("hra_r8")[1])],
+    ),
+    (COMPARISON, "where {} steps are too few for HRA", lambda: [steps_of("reviews", "hra_r8")]),
+    (COMPARISON, "as many parameters as LoRA with r = 8 and is ahead of it by {} points", lambda: [ahead("tucka_r16")]),
+    (
+        COMPARISON,
+        "TuckA with r = 8 is below LoRA by {} points, and without the bound by {}, with the same",
+        lambda: [below("causal", name) for name in ("tucka_r8", "tucka")],
+    ),
+    (
+        COMPARISON,
+        "TuckA with r = 2 and half of this learning rate is above LoRA by {}.",
+        lambda: [below("causal", "tucka_r2", sign=1)],
+    ),
+    (
+        COMPARISON,
+        "The task is tiny: {} sentences, {} steps, {} tested sentences",
+        lambda: [4 * sizes_of("causal")["train"], steps_of("causal", "lora_r8"), 4 * sizes_of("causal")["test"]],
+    ),
+    (
+        COMPARISON,
+        "The standard error of one accuracy is {:.1f} points",
+        lambda: [
+            100 * math.sqrt(quality()["images"]["lora_r8"].mean * (1 - quality()["images"]["lora_r8"].mean) / 1000)
+        ],
+    ),
+    (
+        COMPARISON,
+        "takes {} to {} times as long as LoRA",
+        lambda: [
+            in_words(
+                edge(seconds(task, "boft_b8") / seconds(task, "lora_r8") for task in ("causal", "images", "reviews"))
+                - shift
+            )
+            for edge, shift in ((min, 0.3), (max, 0))
+        ],
+    ),
+    (
+        COMPARISON,
+        "After {} steps its accuracy is at most that of a head alone. After {} steps",
+        lambda: [steps_of(task, "tucka_authors_r8") for task in ("reviews", "sentences")],
+    ),
+    (
+        COMPARISON,
+        "On the reviews, sample routing differs from batch routing by {:.2f} points and token routing by "
+        "{:.2f}, each with {} seeds",
+        lambda: [
+            abs(ablation("reviews", "routing_sample")),
+            abs(ablation("reviews", "routing_token")),
+            in_words(len(study("ablation", "reviews")["routing_sample"].runs)),
+        ],
+    ),
+    (
+        COMPARISON,
+        "LoRA and TuckA of ranks 2 to 16 lie between {:.0f} and {:.0f} %, head only at {:.0f} %, TF-IDF at {:.0f} %",
+        lambda: [
+            math.floor(min(experts_of_ranks_from_two("sentences"))),
+            max(experts_of_ranks_from_two("sentences")),
+            accuracy("sentences", "head_only"),
+            math.floor(accuracy("sentences", "tfidf")),
+        ],
+    ),
+    (
+        COMPARISON,
+        "LoRA and TuckA of ranks 2 to 16 lie between {:.0f} and {:.0f} %, head only at {:.0f} %, HRA at {:.0f} %",
+        lambda: [
+            min(experts_of_ranks_from_two("reviews")),
+            max(experts_of_ranks_from_two("reviews")),
+            accuracy("reviews", "head_only"),
+            accuracy("reviews", "hra_r8"),
+        ],
+    ),
+    (
+        COMPARISON,
+        "LoRA has the wider window on both: {:.0f}e-3 to {:.0f}e-3 on the reviews, where TuckA is never "
+        "below LoRA, and {:.0f}e-3 to {:.0f}e-3 on the causal task",
+        lambda: [1e3 * rate for task in ("reviews", "causal") for rate in both(task, 0.01)[0]],
+    ),
+    (
+        COMPARISON,
+        "at 6e-3 it is {} points below LoRA",
+        lambda: [in_words(100 * (window("causal", "lora_r8").means[6e-3] - window("causal", "tucka_r8").means[6e-3]))],
+    ),
+    (
+        COMPARISON,
+        "not below LoRA on any of the three tasks**, with {:.0f} to {:.0%} of the parameters",
+        lambda: [100 * share("reviews", "tucka_r8"), share("causal", "tucka_r8")],
+    ),
+    (
+        COMPARISON,
+        "outputs move {} to {} times as far as LoRA's at one rate**",
+        lambda: [in_words(times) for times in times_loras("TuckA r=8, unbounded")],
+    ),
+    (COMPARISON, "outputs move {:.1f} to {:.1f} times as far as LoRA's**", lambda: times_loras("TuckA r=8")),
+    (
+        COMPARISON,
+        "The gain is {:.1f} to {:.1f} in MiniLM and {:.1f} to {:.0f} in SmolLM2",
+        lambda: [*gains("MiniLM"), *gains("SmolLM2-135M")],
+    ),
+    (
+        COMPARISON,
+        "in the {} steps on the reviews, with α = 1 or α = 4. The {} steps on the sentences are enough",
+        lambda: [steps_of(task, "lora_r8") for task in ("reviews", "sentences")],
+    ),
+    (
+        COMPARISON,
+        "with cores that lead to this half, gains {} points on the reviews",
+        lambda: [in_words(-ablation("reviews", "start_zero_cores"))],
+    ),
+    (
+        COMPARISON,
+        "4 groups and 1 group lose {} to {} points",
+        lambda: sorted((in_words(-ablation("reviews", name)) for name in ("groups_4", "groups_1")), key=NUMBERS.index),
+    ),
+    (
+        COMPARISON,
+        "All lines move up and down between {:.0f} and {:.0f} %",
+        lambda: [
+            math.floor(100 * min(row.mean for row in ranks().values())),
+            100 * max(row.mean for row in ranks().values()),
+        ],
+    ),
+    (
+        COMPARISON,
+        "the training loss of TuckA ends at {:.2f} and that of HRA at {:.2f}. Right, both reach a validation "
+        "accuracy of {:.0f} to {:.0f} %",
+        lambda: [curves()["TuckA"][0], curves()["HRA"][0], *sorted(row[1] for row in curves().values())],
+    ),
+    (
+        DESIGN,
+        "this start lost {} points in {} steps",
+        lambda: [in_words(-ablation("reviews", "start_zero_cores")), steps_of("reviews", "lora_r8")],
+    ),
+    (
+        ROUTING,
+        "of nine means over {} seeds",
+        lambda: [json.loads((RESULTS / "routing-balance-start.json").read_text())["seeds"]],
+    ),
+    (
+        ROUTING,
+        "{} of the twelve intervals lie above zero and none lies below: four groups with batch routing and "
+        "eight with token routing, {:.1f} points each",
+        lambda: [
+            in_words(sum(mean - half > 0 for *_, mean, half in pays())).capitalize(),
+            min(mean for *_, mean, half in pays() if mean > half),
+        ],
+    ),
+    (ROUTING, "k = 4 finds {:.2f} of the 2 bits", lambda: [bits(4, "one domain")]),
+    (
+        ROUTING,
+        "{} sentences of each domain are few",
+        lambda: [json.loads((RESULTS / "routing-pays.jsonl").read_text().splitlines()[0])["train"]],
+    ),
+    (
+        ROUTING,
+        "as well as a LoRA for each task, with {:.0%} of the parameters",
+        lambda: [
+            task_table(OPPOSITE, APART)["parameters"] / task_table(OPPOSITE, "a LoRA r=8 for each task")["parameters"]
+        ],
+    ),
+    (
+        ROUTING,
+        "With cores that start alike it stays {:.0f} points behind",
+        lambda: [task_table(OPPOSITE, "a LoRA r=8 for each task")["mean"] - task_table(OPPOSITE, ALIKE)["mean"]],
+    ),
+    (
+        ROUTING,
+        "not even separate LoRAs with {} times the parameters",
+        lambda: [
+            in_words(
+                task_table(FOUR, "a LoRA r=8 for each task")["parameters"]
+                / task_table(FOUR, "one LoRA r=8")["parameters"]
+            )
+        ],
+    ),
+    (
+        ROUTING,
+        "groups that start apart among them, gain {} to {} points on *domain* and lose {} to {} on *five stars*",
+        lambda: [
+            in_words(
+                edge(
+                    sign * (task_table(FOUR, row)[column] - task_table(FOUR, "one LoRA r=8")[column])
+                    for row in ("a LoRA r=1 for each task", "a LoRA r=8 for each task", APART)
+                )
+            )
+            for column, sign in (("domain", 1), ("five stars", -1))
+            for edge in (min, max)
+        ],
+    ),
+    (
+        ROUTING,
+        "learns it best, and loses {} points on the other three",
+        lambda: [in_words(-task_table(LATER, "one LoRA r=8, which goes on; a new head")["change of the other three"])],
+    ),
+    (
+        ROUTING,
+        "A new core has {:,.0f} numbers",
+        lambda: [task_table(LATER, f"{ALIKE}: a new core from zero; a new head")["parameters"]],
+    ),
+    (
+        ROUTING,
+        "as good as a LoRA of its own is with this seed ({:.1f} %)",
+        lambda: [
+            next(
+                100 * row["test"]["five stars"]
+                for row in tasks()
+                if (row["set"], row["method"], row["rate"], row["seed"]) == ("four", "loras_r8", 6e-3, 0)
+            )
+            + 1e-9
+        ],
+    ),
+    (
+        ROUTING,
+        "The smallest of the three rates that were tried, {:g}, is best for the core",
+        lambda: {
+            row["ways"]["core"]["rate"] for row in tasks() if row["set"].startswith("later") and "core" in row["ways"]
+        },
+    ),
+]
+
+
+def prose_of(page):
+    text = (ROOT / page).read_text()
+    return " ".join(re.sub(r"^> ?", "", text, flags=re.MULTILINE).split())
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence", "numbers"), FILLED, ids=lambda part: part[:40] if isinstance(part, str) else ""
+)
+def test_a_sentence_has_the_numbers_of_its_result_file(page, sentence, numbers):
+    now = re.sub(r"(\d)%", r"\1 %", sentence.format(*numbers()))
+    assert now in prose_of(page), f"{page} should say: {now}"
+
+
+HOLDS = [
+    (
+        "README.md",
+        "The demo takes less than three minutes",
+        lambda: sum(row["seconds"] for row in DEMO["methods"]) < 120,
+    ),
+    ("README.md", "LoRA of half the rank is as good", lambda: within_noise("lora_r4")),
+    (
+        "README.md",
+        "TuckA with r = 8 is as accurate as LoRA of the same rank",
+        lambda: all(
+            best_of(task, "tucka_r8") >= best_of(task, "lora_r8") - 0.01 for task in ("causal", "reviews", "sentences")
+        ),
+    ),
+    (
+        "README.md",
+        "with two or three seeds",
+        lambda: {seeds_of(task) for task in ("causal", "reviews", "sentences")} == {2, 3},
+    ),
+    (
+        "docs/how-to/demo.md",
+        "TuckA is ahead by about as much",
+        lambda: 0 < BY_METHOD["TuckA"]["mean"] - BY_METHOD["LoRA"]["mean"] < 2 * BY_METHOD["LoRA"]["error"],
+    ),
+    (
+        CHOOSING,
+        "4e-3 is inside the window of good rates everywhere, for LoRA too",
+        lambda: all(
+            low <= 4e-3 <= high for task in ("causal", "reviews", "sentences") for low, high in both(task, 0.03)
+        ),
+    ),
+    (CHOOSING, "r = 16 was no better than r = 8", lambda: on_texts("tucka_r16")[0] < on_texts("tucka")[0] + 0.5),
+    (
+        "docs/how-to/from-lora.md",
+        "the window of good rates is where LoRA has its own, and about as wide or wider",
+        lambda: all(
+            theirs[0] >= ours[0] and theirs[1] <= ours[1]
+            for theirs, ours in (both(task, 0.03) for task in ("causal", "reviews", "sentences"))
+        ),
+    ),
+    (
+        COMPARISON,
+        "**On texts, TuckA with r = 8 is as accurate as LoRA of the same rank",
+        lambda: within_noise("tucka_r8", "tucka"),
+    ),
+    (COMPARISON, "and LoRA of half the rank is as accurate too", lambda: within_noise("lora_r4")),
+    (COMPARISON, "**TuckA with r = 2 is within one point of LoRA with r = 8**", lambda: on_texts("tucka_r2")[1] > -1),
+    (
+        COMPARISON,
+        "It is ahead of LoRA with r = 1, which has about as many parameters",
+        lambda: (
+            on_texts("tucka_r2")[0] > on_texts("lora_r1")[0]
+            and abs(share("reviews", "tucka_r2") / share("reviews", "lora_r1") - 1) < 0.1
+        ),
+    ),
+    (
+        COMPARISON,
+        "Most of this difference comes from the reviews",
+        lambda: against_lora("reviews", "hra_r8")[0] < 3 * against_lora("sentences", "hra_r8")[0],
+    ),
+    (
+        COMPARISON,
+        "The best learning rate of HRA there was the largest of the three",
+        lambda: rate_of("reviews", "hra_r8") == max(quality()["reviews"]["hra_r8"].experiment.learning_rates),
+    ),
+    (
+        COMPARISON,
+        "LoRA with r = 4 has as few parameters as TuckA with r = 8 and is as good",
+        lambda: (
+            abs(share("reviews", "lora_r4") / share("reviews", "tucka_r8") - 1) < 0.1
+            and abs(on_texts("lora_r4")[1] - on_texts("tucka")[1]) < 0.5
+        ),
+    ),
+    (
+        COMPARISON,
+        "has about as many parameters as LoRA with r = 8",
+        lambda: abs(share("reviews", "tucka_r16") - 1) < 0.15,
+    ),
+    (
+        COMPARISON,
+        "DoRA, rsLoRA and OFT differ from LoRA by no more than the noise",
+        lambda: all(
+            abs(against_lora(task, name)[0]) <= 2 * noise(task)
+            for task in quality_report.TEXTS
+            for name in ("dora_r8", "rslora_r8", "oft_b32")
+        ),
+    ),
+    (
+        COMPARISON,
+        "**On a causal model, we see no difference.**",
+        lambda: abs(against_lora("causal", "tucka_r8")[0]) <= 2 * against_lora("causal", "tucka_r8")[1],
+    ),
+    (
+        COMPARISON,
+        "and half of this learning rate",
+        lambda: rate_of("causal", "tucka_r2") == rate_of("causal", "tucka") / 2,
+    ),
+    (
+        COMPARISON,
+        "LoRA with r = 1 leads, with one seed",
+        lambda: (
+            max(quality()["causal"].values(), key=lambda row: row.mean).experiment.name == "lora_r1"
+            and len(quality()["causal"]["lora_r1"].runs) == 1
+        ),
+    ),
+    (
+        COMPARISON,
+        "every method is within three points of a head alone",
+        lambda: all(
+            abs(against_lora("images", name)[0] - against_lora("images", "head_only")[0]) <= 3
+            for name in quality()["images"]
+        ),
+    ),
+    (
+        COMPARISON,
+        "as long as LoRA, and is no better",
+        lambda: fmean(against_lora(task, "boft_b8")[0] for task in ("causal", "images", "reviews")) < 1,
+    ),
+    (
+        COMPARISON,
+        "its accuracy is at most that of a head alone",
+        lambda: accuracy("reviews", "tucka_authors_r8") <= accuracy("reviews", "head_only"),
+    ),
+    (
+        COMPARISON,
+        "it equals that of HRA",
+        lambda: abs(accuracy("sentences", "tucka_authors_r8") - accuracy("sentences", "hra_r8")) < 0.5,
+    ),
+    (
+        COMPARISON,
+        "*TuckA r=8, unbounded* has one learning rate on every task, 2e-3",
+        lambda: all(made["tucka"].experiment.learning_rates == (2e-3,) for made in quality().values()),
+    ),
+    (
+        COMPARISON,
+        "Within three points of the best rate they are equally wide on the reviews and on the causal task",
+        lambda: all(both(task, 0.03)[0] == both(task, 0.03)[1] for task in ("reviews", "causal")),
+    ),
+    (
+        COMPARISON,
+        "where TuckA is never below LoRA",
+        lambda: all(
+            mean >= window("reviews", "lora_r8").means[rate]
+            for rate, mean in window("reviews", "tucka_r8").means.items()
+        ),
+    ),
+    (
+        COMPARISON,
+        "Both methods learn nothing on the reviews below 3e-3",
+        lambda: all(
+            100 * mean < accuracy("reviews", "head_only")
+            for name in ("lora_r8", "tucka_r8")
+            for rate, mean in window("reviews", name).means.items()
+            if rate < 3e-3
+        ),
+    ),
+    (
+        COMPARISON,
+        "TuckA stays within one point from 1e-3 to 1e-2. LoRA falls to chance at 1e-2",
+        lambda: both("sentences", 0.01)[1] == (1e-3, 1e-2) and window("sentences", "lora_r8").means[1e-2] < 0.6,
+    ),
+    (
+        COMPARISON,
+        "**At its best rate, TuckA is not below LoRA on any of the three tasks**",
+        lambda: all(
+            best_of(task, "tucka_r8") >= best_of(task, "lora_r8") for task in ("causal", "reviews", "sentences")
+        ),
+    ),
+    (
+        COMPARISON,
+        "at 4e-3 a layer moves by four fifths of its output in the middle of the training",
+        lambda: any(
+            abs(seen["worst"] - 0.8) < 0.05 and 10 <= seen["step"] <= 18
+            for seen in movement()["TuckA r=8, unbounded", 4e-3]["seen"]
+        ),
+    ),
+    (
+        COMPARISON,
+        "At 1e-3, the unbounded adapter moves outputs almost as far as LoRA does at 4e-3",
+        lambda: 0.7 < moved("TuckA r=8, unbounded", 1e-3) / moved("LoRA r=8", 4e-3) < 1,
+    ),
+    (
+        COMPARISON,
+        "A column of length 0.71 enters the equations with length 0.94",
+        lambda: (
+            round(0.71 / math.sqrt(0.71**2 + 1 / 16), 2) == 0.94
+            and "| 0.71 | 0.71 |" in (RESULTS / "quality/movement.md").read_text()
+        ),
+    ),
+    (
+        COMPARISON,
+        "it loses fifteen points with one seed of two, and gains four with the other",
+        lambda: same_lead_by_seed(),
+    ),
+    (
+        COMPARISON,
+        "Two starts are worse: a basis that reads along the leading singular vectors",
+        lambda: ablation("reviews", "start_inputs") < -4 and ablation("reviews", "start_kaiming_factor") < -4,
+    ),
+    (
+        COMPARISON,
+        "Half of it is as good or better on the sentences",
+        lambda: (
+            ablation("sentences", "alpha_half") > -0.5
+            and ablation("sentences", "rate_half") > -0.5
+            and ablation("causal", "rate_half") > 0
+        ),
+    ),
+    (
+        COMPARISON,
+        "tolerates 4e-3 and also needs it: at 2e-3 it learns too slowly",
+        lambda: (
+            ablation("reviews", "start_long_reading_rate_double") > -1
+            and ablation("reviews", "start_long_reading") < -5
+        ),
+    ),
+    (
+        COMPARISON,
+        "Accuracy stays the same when the centroids are not trained, or are trained ten times as fast",
+        lambda: all(abs(ablation("reviews", name)) < 0.5 for name in ("centroids_still", "centroids_faster")),
+    ),
+    (
+        COMPARISON,
+        "**Division of the factors by their norms**, as in the authors' code, is slow to start",
+        lambda: ablation("reviews", "norm_frobenius") < -8,
+    ),
+    (
+        COMPARISON,
+        "but 8 groups and 2 groups do not",
+        lambda: ablation("reviews", "groups_8") > -2 and ablation("reviews", "defaults") == 0,
+    ),
+    (
+        COMPARISON,
+        "which is 4e-3 up to r = 4 in all cells but one",
+        lambda: (
+            sum(
+                row.runs[0]["learning_rate"] != 4e-3 for name, row in ranks().items() if name.startswith(("r2_", "r4_"))
+            )
+            == 1
+        ),
+    ),
+    (
+        COMPARISON,
+        "both reach the same accuracy on test data",
+        lambda: abs(curves()["TuckA"][2] - curves()["HRA"][2]) < 0.5,
+    ),
+    (COMPARISON, "BOFT on the sentences has not been run", lambda: "boft_b8" not in quality()["sentences"]),
+    (
+        COMPARISON,
+        "takes about an hour on two cores. BOFT needs a quarter of this hour",
+        lambda: 600 < seconds_of_the_search("boft_b8") < 1200,
+    ),
+    (
+        ROUTING,
+        "The centre has the largest effect",
+        lambda: (
+            min(low for name in ("Kaiming, centred", "DAI (a = 10), centred") for low, _ in starts()[name])
+            > max(starts()[name][0][1] for name in ("Kaiming, dot", "DAI (a = 10), dot: the paper's"))
+        ),
+    ),
+    (
+        ROUTING,
+        "The distance to the centroids of Eq. (10) sends every input to the centroid in the middle",
+        lambda: starts()["DAI (a = 10), distance"] == [(0, 0), (0, 0)],
+    ),
+    (
+        ROUTING,
+        "Clusters by k-means split the data no more evenly than a simplex does",
+        lambda: starts()["k-means, directional"][0][0] <= starts()["balanced, directional: the default"][0][0],
+    ),
+    (ROUTING, "none lies below", lambda: len(pays()) == 12 and all(mean + half >= 0 for *_, mean, half in pays())),
+    (
+        ROUTING,
+        "four groups with batch routing and eight with token routing",
+        lambda: {row[:2] for row in pays() if row[3] > row[4]} == {(4, "batch"), (8, "token")},
+    ),
+    (
+        ROUTING,
+        "Eight groups with batch routing vary most, and lose on the mean",
+        lambda: (
+            {row[:2] for row in sorted(pays(), key=lambda row: -row[4])[:2]} == {(8, "batch")}
+            and all(row[3] < 0 for row in pays() if row[:2] == (8, "batch"))
+        ),
+    ),
+    (ROUTING, "each domain has a group with more than half of its sentences", lambda: domains_with_a_group() == (4, 4)),
+    (
+        ROUTING,
+        "so it is right in half of all cases",
+        lambda: (
+            task_table(OPPOSITE, "one LoRA r=8")["mean"] == task_table(OPPOSITE, "TuckA r=8, one group")["mean"] == 50
+        ),
+    ),
+    (
+        ROUTING,
+        "A group for each task does as well as a LoRA for each task",
+        lambda: task_table(OPPOSITE, APART)["mean"] >= task_table(OPPOSITE, "a LoRA r=8 for each task")["mean"] - 1,
+    ),
+    (
+        ROUTING,
+        "No method with an adapter differs clearly from one shared LoRA",
+        lambda: all(
+            abs(task_table(FOUR, row)["mean"] - task_table(FOUR, "one LoRA r=8")["mean"]) < 2
+            for row in ("a LoRA r=8 for each task", APART, ALIKE, "TuckA r=8, one group")
+        ),
+    ),
+    (
+        ROUTING,
+        "and better than a new head on a frozen LoRA. It does not reach the LoRA that goes on",
+        lambda: (
+            task_table(LATER, "one LoRA r=8, frozen; a new head")["five stars"]
+            < task_table(LATER, f"{ALIKE}: a new core from zero; a new head")["five stars"]
+            < task_table(LATER, "one LoRA r=8, which goes on; a new head")["five stars"]
+        ),
+    ),
+    (
+        ROUTING,
+        "the bias changes nothing in the 76 steps of these trainings: it moved by 0.08 at most",
+        lambda: -(-4 * 300 // 32) * 2 == 76 and round(76 * 0.001, 2) == 0.08,
+    ),
+    (
+        DESIGN,
+        "Only those that split the centred and whitened features passed 0.97 in every cell",
+        lambda: (
+            {
+                name
+                for name, row in starts().items()
+                if row[0][0] >= 0.97 and "chance" not in name and "random" not in name
+            }
+            == {"k-means, directional", "balanced, centred", "balanced, directional: the default"}
+        ),
+    ),
+    (COSTS, "**Groups are nearly free.**", lambda: growth("groups", 32) < 1.5 * growth("groups", 1)),
+    (
+        COSTS,
+        "**The rank matters less than the tokens.**",
+        lambda: growth("rank", 64) / growth("rank", 8) < growth("tokens", 1024) / growth("tokens", 16),
+    ),
+    (
+        COSTS,
+        "**On short inputs with few layers, tucka is slower than LoRA.**",
+        lambda: all(
+            overheads("stack-cpu-float32-short")[name] > 1 for name in ("tucka batch", "tucka sample", "tucka token")
+        ),
+    ),
+    (COSTS, "**Token routing** keeps and computes more than LoRA", lambda: kept("tucka token") > kept("PEFT LoRA")),
+    (
+        COSTS,
+        "**Householder layers** are many times as fast as those of PEFT's HRA",
+        lambda: all(
+            overheads(name)["PEFT HRA"] > 5 * overheads(name)["tucka HRA"]
+            for name in ("stack-cpu-float32", "stack-cpu-float32-short", "encoder-cpu-float32")
+        ),
+    ),
+    (
+        COSTS,
+        "so the advantage is smaller with more tokens",
+        lambda: (
+            overheads("stack-cpu-float32")["PEFT HRA"] / overheads("stack-cpu-float32")["tucka HRA"]
+            < overheads("stack-cpu-float32-short")["PEFT HRA"] / overheads("stack-cpu-float32-short")["tucka HRA"]
+        ),
+    ),
+    (COSTS, "on a CUDA device, in less than eight minutes", lambda: LIMIT < 480),
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence", "holds"), HOLDS, ids=lambda part: part[:40] if isinstance(part, str) else ""
+)
+def test_a_sentence_holds_in_its_result_file(page, sentence, holds):
+    assert sentence in prose_of(page), f"{page} no longer says: {sentence}. Change the list here too"
+    assert holds(), f"no longer true after new results. Write it anew in {page}: {sentence}"
+
+
+# Settings, counts that doctests compute, the paper's numbers, versions: no result file has them.
+NOT_MEASURED = {
+    "README.md": ("PEFT 0.21", "PyTorch 2.5", "transformers 4.56", "Python 3.11"),
+    COMPARISON: ("3.2 / (√r · gain)",),
+    ROUTING: ("0.6 such intervals", "γ = 0.001", "0.08 at most"),
+    COSTS: ("0.23M", "0.64M", "10.7M"),
+    CHOOSING: (),
+    "docs/how-to/demo.md": (),
+}
+
+
+@pytest.mark.parametrize("page", NOT_MEASURED)
+def test_no_measured_number_is_left_without_a_claim(page):
+    """Decimal fractions, percentages, and numbers of points or times."""
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^\|.*\|$|^\$ .*$", "", text, flags=re.MULTILINE)
+    prose = " ".join(re.sub(r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|arXiv:\S+", "", text).split())
+    claims = [re.sub(r"(\d)%", r"\1 %", sentence.format(*numbers())) for on, sentence, numbers in FILLED if on == page]
+    claims += [sentence for on, sentence, _ in HOLDS if on == page]
+    for claim in [*claims, *NOT_MEASURED[page]]:
+        prose = prose.replace(re.sub(r"`[^`]*`|\]\([^)]*\)", "", claim), "")
+    left = re.findall(r"[^.]{0,40}(?:\d+\.\d+|\d+ %|\d+ (?:points|times|ms))[^.]{0,20}", prose)
+    if page == "README.md":  # a test of its own has the times
+        left = [text for text in left if " ms" not in text]
+    assert left == []
+
+
+# --- the tables on the pages are those of the results ---
+
+WRITERS = {
+    "quality methods": lambda folder: quality_report.write(folder / "quality", read_all(None)),
+    "quality studies": lambda folder: studies_report.write(folder / "quality"),
+    "quality windows": lambda folder: windows.write(folder / "quality"),
+    "decoding": lambda folder: decoding_report.write(folder / "decoding-smollm2-135m-cpu-float32.json"),
+    "growth": lambda folder: growth_report.write(folder / "growth-cpu.json"),
+    "routing start": lambda folder: balance_report.write_report(folder / "routing-balance-start.json"),
+    "routing balance": lambda folder: study_report.write_report(folder / "routing-balance.jsonl"),
+    "routing pays": lambda folder: study_report.write_report(folder / "routing-pays.jsonl"),
+    "routing tasks": lambda folder: tasks_report.write_report(folder / "routing-tasks.jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_table_is_what_its_program_writes_from_the_results(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: None)  # drawing takes seconds
+    folder = tmp_path / "results"
+    shutil.copytree(RESULTS, folder)
+    WRITERS[name](folder)
+    for written in folder.rglob("*.md"):
+        assert written.read_text() == (RESULTS / written.relative_to(folder)).read_text(), written.name
+
+
+def test_the_table_of_single_layers_is_that_of_its_reports():
+    names = ("stack-cpu-float32", "stack-cpu-float32-deep", "stack-cpu-float32-short", "encoder-cpu-float32")
+    reports = {name: json.loads((RESULTS / f"{name}.json").read_text()) for name in names}
+    assert (RESULTS / "single-layers.md").read_text() == report.summary(list(reports.values()), "processor")
+    for name, one in reports.items():
+        text = f"{report.table(one, 'processor')}\n\n{report.caption(one, 'processor')}\n"
+        assert (RESULTS / f"{name}.md").read_text() == text
+
+
+def test_best_rates_are_those_of_the_validation_part():
+    for made in quality().values():
+        for row in made.values():
+            first = [record for record in row.runs if record["seed"] == min(one["seed"] for one in row.runs)]
+            assert best_rate(first) == row.runs[0]["learning_rate"]
+            assert all(0 <= score(record, "test") <= 1 for record in row.runs)
