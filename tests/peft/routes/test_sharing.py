@@ -272,8 +272,9 @@ def test_second_derivatives(routing, alone):
 def test_a_convolution_whose_inputs_look_like_those_of_linear_layers(alone):
     """Its channels are on the axis on which they have tokens, and all sizes are equal."""
     torch.manual_seed(0)
-    base = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Conv1d(8, 8, 1), nn.Linear(8, 8))
-    config = TuckAConfig(r=4, k=2, target_modules=["0", "1", "2", "3"], routing="sample", init_weights=False)
+    base = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)), nn.Conv1d(8, 8, 1), nn.Linear(8, 8))
+    names = [str(place) for place in range(6)]
+    config = TuckAConfig(r=4, k=2, target_modules=names, routing="sample", init_weights=False)
     model = get_peft_model(base, config).double().eval()
     x = torch.randn(5, 8, 8, dtype=torch.float64)
     with torch.no_grad():

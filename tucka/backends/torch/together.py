@@ -28,6 +28,7 @@ from tucka.backends.torch.update import add_update
 
 __all__ = ["Group", "Shared", "is_free"]
 
+_LEAST = 4  # layers: fewer are done sooner one by one
 _MOST = 1 << 22  # numbers that are copied together: where cores are large, the operators' own cost does not matter
 
 
@@ -61,7 +62,7 @@ class Group:
 
     def made(self, gates: Tensor | None) -> Made | None:
         """Make the cores of all layers, if that pays."""
-        if len(self.parts) < 2 or (gates is None and not self.is_bounded):
+        if len(self.parts) < _LEAST or (gates is None and not self.is_bounded):
             return None
         groups, slices, rank, _ = self.flat[0].shape
         numbers = rank**2 * ((0 if gates is None else gates.shape[:-2].numel()) + groups * slices)
