@@ -1,4 +1,4 @@
-"""Where the tasks find their data: the rated sentences, and packages of registries, whose files are kept in the cache."""
+"""Where the tasks find their data: rated sentences, and packages of registries, whose files are kept in the cache."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _CHANGED = "Another release of the package may hold other data, with which resul
 
 
 def debian_path(package: str, inside: str, scratch: Path) -> Path:
-    """Find a folder or a file of a Debian package: where the package is installed, else downloaded by apt and unpacked."""
+    """Find a folder or a file of a Debian package, which is downloaded and unpacked where it is not installed."""
     if (_SYSTEM / inside).exists():
         return _SYSTEM / inside
     for tool in ("apt-get", "dpkg-deb"):
