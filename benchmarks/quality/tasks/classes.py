@@ -1,7 +1,7 @@
 """Texts of many classes, told apart by adapters alone: layers of MiniLM, and a fixed vector for each class."""
 
 # The head is fixed, so that nothing but the adapters learns, and the classes are far from what the frozen model knows:
-# here the number of an adapter's parameters decides how much is learned. Adapters sit on queries and values only.
+# here the number of an adapter's parameters decides how much is learned.
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def problem(part: str, rows: Sequence[Sentence], sizes: Sizes, *, max_length: in
         validation={part: items(rows[sizes.test : held])},
         test={part: items(rows[: sizes.test])},
         collator=Collator(tokenizer.pad_token_id),
-        targets=("query", "value"),
+        targets=("query", "value", "dense"),
         head=(),
     )
 

@@ -52,7 +52,7 @@ def _make(made: Path, scratch: Path) -> None:
 TASK = Task(
     title="glosses of 41 kinds, MiniLM",
     load=load,
-    quick=Sizes(train=2000, validation=500, test=1500, epochs=1, batch_size=32),
-    full=Sizes(train=None, validation=800, test=2000, epochs=4, batch_size=32),
+    quick=Sizes(train=1500, validation=400, test=1200, epochs=1, batch_size=16),
+    full=Sizes(train=None, validation=400, test=1200, epochs=4, batch_size=16),
     head_rate=classes.RATE,
 )

@@ -73,7 +73,7 @@ def _make(made: Path, scratch: Path) -> None:
 TASK = Task(
     title="words of 16 languages, lower half of MiniLM",
     load=load,
-    quick=Sizes(train=6000, validation=800, test=2000, epochs=1, batch_size=32),
-    full=Sizes(train=None, validation=800, test=2000, epochs=8, batch_size=32),
+    quick=Sizes(train=4500, validation=800, test=1500, epochs=1, batch_size=16),
+    full=Sizes(train=None, validation=800, test=2000, epochs=8, batch_size=16),
     head_rate=classes.RATE,
 )
