@@ -1,4 +1,4 @@
-"""Texts of many classes, told apart by adapters alone: layers of MiniLM, and a fixed vector for each class."""
+"""Texts of many classes, told apart by adapters alone: the lower half of MiniLM, and a fixed vector for each class."""
 
 # The head is fixed, so that nothing but the adapters learns, and the classes are far from what the frozen model knows:
 # here the number of an adapter's parameters decides how much is learned.
@@ -18,7 +18,7 @@ from examples.data import DataError, Sentence
 from examples.sentence_classifier import Collator, SentenceClassifier, encode, load_classifier
 from tucka.errors import expected
 
-HALF = 3  # of the layers, which is enough for single words and takes half of the time
+LAYERS = 3  # of six: enough for words and short phrases, in half of the time
 SHARPNESS = 16.0  # of the softmax over cosines, which reach from -1 to 1
 RATE = 3e-3  # of a head, of which there is none here
 
@@ -45,7 +45,7 @@ class FixedClassifier(nn.Module):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-def problem(part: str, rows: Sequence[Sentence], sizes: Sizes, *, max_length: int, layers: int) -> Problem:
+def problem(part: str, rows: Sequence[Sentence], sizes: Sizes, *, max_length: int) -> Problem:
     """Make the problem of one task out of all its texts, which are in an order that says nothing about them."""
     _, tokenizer = load_classifier(seed=0)
     classes = 1 + max(row.label for row in rows)
@@ -61,7 +61,7 @@ def problem(part: str, rows: Sequence[Sentence], sizes: Sizes, *, max_length: in
     def model(seed: int) -> nn.Module:
         pretrained, _ = load_classifier(seed=seed)
         encoder = pretrained.encoder
-        encoder.encoder.layer = encoder.encoder.layer[:layers]
+        encoder.encoder.layer = encoder.encoder.layer[:LAYERS]
         return FixedClassifier(pretrained, encoder.config.hidden_size, classes).eval()
 
     return Problem(

@@ -44,7 +44,7 @@ _ENCODINGS = {"manx": "latin-1", "swedish": "latin-1"}
 def load(sizes: Sizes) -> Problem:
     folder = cached("words-of-languages", {FILE: SHA256}, _make)
     rows = classes.read(folder / FILE, PART)
-    return classes.problem(PART, rows, sizes, max_length=MAX_LENGTH, layers=classes.HALF)
+    return classes.problem(PART, rows, sizes, max_length=MAX_LENGTH)
 
 
 def own_words(lists: Mapping[str, str]) -> dict[str, set[str]]:
@@ -73,7 +73,7 @@ def _make(made: Path, scratch: Path) -> None:
 TASK = Task(
     title="words of 16 languages, lower half of MiniLM",
     load=load,
-    quick=Sizes(train=4500, validation=800, test=1500, epochs=1, batch_size=16),
+    quick=Sizes(train=4000, validation=800, test=1500, epochs=1, batch_size=16),
     full=Sizes(train=None, validation=800, test=2000, epochs=8, batch_size=16),
     head_rate=classes.RATE,
 )

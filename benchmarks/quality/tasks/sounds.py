@@ -27,7 +27,7 @@ _WORD = re.compile(r"[a-z]{4,10}")
 def load(sizes: Sizes) -> Problem:
     folder = cached("cmudict", {FILE: SHA256}, _make)
     rows = classes.read(folder / FILE, PART)
-    return classes.problem(PART, rows, sizes, max_length=MAX_LENGTH, layers=classes.HALF)
+    return classes.problem(PART, rows, sizes, max_length=MAX_LENGTH)
 
 
 def last_sounds(lines: Iterable[str]) -> dict[str, set[str]]:
