@@ -16,6 +16,9 @@ PART = "glosses"
 MAX_LENGTH = 12  # tokens: what comes first tells most
 MOST = 250  # of a kind; the rarest has 42
 
+SHORTEST = 5  # letters that are not enough for a gloss
+
+FOLDER = "wordnet-glosses"  # of the cache
 FILE = "glosses.tsv"
 SHA256 = "082903fee6d6dee9709cdec49a350fd259a4004e2ed46a4e12224813b21227c9"
 _PACKAGE, _INSIDE = "wordnet-base", "usr/share/wordnet"
@@ -23,7 +26,7 @@ _FILES = ("data.noun", "data.verb")
 
 
 def load(sizes: Sizes) -> Problem:
-    folder = cached("wordnet-glosses", {FILE: SHA256}, _make)
+    folder = cached(FOLDER, {FILE: SHA256}, _make)
     rows = classes.read(folder / FILE, PART)
     return classes.problem(PART, rows, sizes, max_length=MAX_LENGTH)
 
@@ -37,7 +40,7 @@ def glosses(lines: Iterable[str]) -> dict[str, set[str]]:
             kinds[gloss].add(line.split()[1])
     found: dict[str, set[str]] = defaultdict(set)
     for gloss, own in kinds.items():
-        if len(own) == 1 and len(gloss) > len("of it"):
+        if len(own) == 1 and len(gloss) > SHORTEST:
             found[min(own)].add(gloss)
     return found
 

