@@ -122,8 +122,8 @@ def write(folder: Path) -> str:
     separations = "\n".join(f"- {task}: {'; '.join(steps(made))}." for task, made in tasks.items() if steps(made))
     said = (
         "Test accuracy (learning rate); ± is the standard deviation over seeds. *Minus LoRA* is the difference in "
-        "points to LoRA at the same number of parameters, between its ranks on straight lines over the logarithm, paired by "
-        "seed, with its standard error. It is empty outside LoRA's sizes."
+        "points to LoRA at the same number of parameters, between its ranks on straight lines over the logarithm, "
+        "paired by seed, with its standard error. It is empty outside LoRA's sizes."
     )
     notes = [f"{task}: {caption(made)}" for task, made in tasks.items()]
     text = "\n\n".join(["# Where capacity decides", table(tasks), said, separations, *notes]) + "\n"
