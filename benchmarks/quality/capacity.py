@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,13 +24,18 @@ from benchmarks.quality.run import RESULTS, read_results
 from benchmarks.quality.studies_report import by_task
 
 TASKS = ("glosses", "sounds", "languages")
-FAMILIES = {"LoRA": "lora_", "TuckA": "tucka_"}  # by the start of an experiment's name: what a line connects
-ONE_EXPERT = "tucka_r16_k1"  # of another curve than TuckA's with several experts
+# By the names of its experiments: what a line connects. Variants of TuckA are points.
+FAMILIES = {"LoRA": re.compile(r"lora_r\d+"), "TuckA": re.compile(r"tucka_r\d+")}
 
 
 def curve(made: Sequence[Row]) -> list[Row]:
     """Return LoRA's rows, the smallest first."""
-    return sorted((row for row in made if row.experiment.name.startswith("lora_")), key=lambda row: row.parameters)
+    return _family(made, "LoRA")
+
+
+def _family(made: Sequence[Row], name: str) -> list[Row]:
+    own = [row for row in made if FAMILIES[name].fullmatch(row.experiment.name)]
+    return sorted(own, key=lambda row: row.parameters)
 
 
 def between(curve: Sequence[Row], parameters: int, seed: int) -> float | None:
@@ -70,7 +76,7 @@ def table(tasks: Mapping[str, Sequence[Row]]) -> str:
         cells = [any_row.experiment.label, f"{any_row.parameters:,}"]
         for place, made in zip(places, tasks.values(), strict=True):
             row = place.get(name)
-            difference = against(row, curve(made)) if row and not name.startswith("lora_") else None
+            difference = against(row, curve(made)) if row and not FAMILIES["LoRA"].fullmatch(name) else None
             cells += [_accuracy(row) if row else "", signed(*difference) if difference else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -91,11 +97,10 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
     FigureCanvasSVG(figure)
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     names = sorted({row.experiment.name for made in tasks.values() for row in made})
-    alone = [name for name in names if name == ONE_EXPERT or not name.startswith(tuple(FAMILIES.values()))]
+    alone = [name for name in names if not any(family.fullmatch(name) for family in FAMILIES.values())]
     for axes, (task, made) in zip(panels, tasks.items(), strict=True):
-        for family, start in FAMILIES.items():
-            own = [row for row in made if row.experiment.name.startswith(start) and row.experiment.name not in alone]
-            _points(axes, own, family, "o-")
+        for family in FAMILIES:
+            _points(axes, _family(made, family), family, "o-")
         for place, name in enumerate(alone):
             own = [row for row in made if row.experiment.name == name]
             _points(axes, own, own[0].experiment.label if own else "", "sD^v<>"[place % 6])
@@ -108,9 +113,8 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
 
 def _points(axes: Any, made: Sequence[Row], label: str, style: str) -> None:
     if made:
-        ordered = sorted(made, key=lambda row: row.parameters)
-        sizes, means = [row.parameters for row in ordered], [row.mean for row in ordered]
-        axes.errorbar(sizes, means, [row.spread or 0.0 for row in ordered], fmt=style, capsize=2, label=label)
+        sizes, means = [row.parameters for row in made], [row.mean for row in made]
+        axes.errorbar(sizes, means, [row.spread or 0.0 for row in made], fmt=style, capsize=2, label=label)
 
 
 def write(folder: Path) -> str:
