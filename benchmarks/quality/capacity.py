@@ -92,6 +92,7 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
     """Draw a panel for each task: LoRA and TuckA as lines over their sizes, other methods as points."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(3.6 * len(tasks), 3.6), layout="constrained")
     FigureCanvasSVG(figure)
@@ -105,6 +106,9 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
             own = [row for row in made if row.experiment.name == name]
             _points(axes, own, own[0].experiment.label if own else "", "sD^v<>"[place % 6])
         axes.set(xscale="log", xlabel="trainable parameters", title=task)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     panels[0].set_ylabel("test accuracy")
     labels = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(labels.values()), list(labels), frameon=False, loc="outside lower center", ncols=5)
