@@ -65,7 +65,7 @@ def apt_that(
 
 
 def take(made: Path, scratch: Path) -> None:
-    folder = sources.debian_folder("thing", INSIDE, scratch)
+    folder = sources.debian_path("thing", INSIDE, scratch)
     shutil.copyfile(folder / "data.txt", made / "data.txt")
 
 

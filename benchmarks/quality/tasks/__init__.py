@@ -21,5 +21,6 @@ def _task(name: str) -> Task:
 
 
 TASKS: dict[str, Callable[[], Task]] = {
-    name: partial(_task, name) for name in ("sentences", "reviews", "images", "causal")
+    name: partial(_task, name)
+    for name in ("sentences", "reviews", "images", "causal", "glosses", "sounds", "languages")
 }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from benchmarks.quality.problem import Item, Problem, Sizes, Task
-from benchmarks.quality.tasks.sources import cached, debian_folder
+from benchmarks.quality.tasks.sources import cached, debian_path
 from examples.data import DataError, package_folder
 from tucka.errors import expected
 
@@ -149,7 +149,7 @@ def _items(images: np.ndarray, labels: np.ndarray, places: np.ndarray) -> list[I
 
 
 def _make(made: Path, scratch: Path) -> None:
-    folder = debian_folder(_PACKAGE, _INSIDE, scratch)
+    folder = debian_path(_PACKAGE, _INSIDE, scratch)
     for name in HASHES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, made / name)

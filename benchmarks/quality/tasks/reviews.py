@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.quality.problem import Problem, Sizes, Task
 from benchmarks.quality.tasks.minilm import text_problem
-from benchmarks.quality.tasks.sources import cached, debian_folder
+from benchmarks.quality.tasks.sources import cached, debian_path
 from examples.data import DataError, Sentence, package_folder, split_domains
 from tucka.errors import expected
 
@@ -54,7 +54,7 @@ def _cleaned(rows: Iterable[tuple[str, int]]) -> dict[str, Sentence]:
 
 def _make(made: Path, scratch: Path) -> None:
     package_folder("rdata", "rdata==1.1.0")
-    base = debian_folder(_PACKAGE, _INSIDE, scratch) / "Rdata"
+    base = debian_path(_PACKAGE, _INSIDE, scratch) / "Rdata"
     try:
         found = read_lazy_database(base, _TABLES.values())
         rows = {part: _rows(found[name]) for part, name in _TABLES.items()}

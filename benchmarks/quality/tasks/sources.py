@@ -1,4 +1,4 @@
-"""Where the tasks find their data: the rated sentences, and packages of Debian, whose files are kept in the cache."""
+"""Where the tasks find their data: rated sentences, and packages of registries, whose files are kept in the cache."""
 
 from __future__ import annotations
 
@@ -77,25 +77,26 @@ def cached(folder: str, hashes: Mapping[str, str], make: Callable[[Path, Path], 
 _CHANGED = "Another release of the package may hold other data, with which results cannot be compared"
 
 
-def debian_folder(package: str, inside: str, scratch: Path) -> Path:
-    """Find a folder of a Debian package: where the package is installed, else downloaded by apt and unpacked."""
-    if (_SYSTEM / inside).is_dir():
+def debian_path(package: str, inside: str, scratch: Path) -> Path:
+    """Find a folder or a file of a Debian package, which is downloaded and unpacked where it is not installed."""
+    if (_SYSTEM / inside).exists():
         return _SYSTEM / inside
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             cure = f"Run it on Debian or Ubuntu, which have the package {package}"
             raise DataError(expected(tool, "Debian's package tools", "none", cure=cure))
-    _call(["apt-get", "download", "-qq", package], scratch, f"Run apt-get update, or install {package}")
+    call(["apt-get", "download", "-qq", package], scratch, f"Run apt-get update, or install {package}")
     archives = sorted(scratch.glob(f"{package}_*.deb"))
     if not archives:
         raise DataError(expected(package, "a package downloaded by apt-get", "none", cure="Run apt-get update"))
-    _call(["dpkg-deb", "-x", str(archives[-1]), "root"], scratch, "Free some space and run it again")
-    if not (scratch / "root" / inside).is_dir():
+    call(["dpkg-deb", "-x", str(archives[-1]), "root"], scratch, "Free some space and run it again")
+    if not (scratch / "root" / inside).exists():
         raise DataError(expected(package, f"a package with {inside}", archives[-1].name, cure=_CHANGED))
     return scratch / "root" / inside
 
 
-def _call(command: list[str], folder: Path, cure: str) -> None:
+def call(command: list[str], folder: Path, cure: str) -> None:
+    """Run a program in a folder; if it fails, say the first thing that it complained about."""
     english = os.environ | {"LC_ALL": "C"}
     name = " ".join(command[:2])
     try:
@@ -105,5 +106,6 @@ def _call(command: list[str], folder: Path, cure: str) -> None:
     except subprocess.TimeoutExpired:
         raise DataError(expected(name, f"an end within {_SECONDS} seconds", "none", cure=cure)) from None
     if done.returncode:
-        told = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg-deb:"))]
+        faults = ("E:", "dpkg-deb:", "ERROR:")  # of apt-get, dpkg-deb, pip
+        told = [line.removeprefix("E: ") for line in done.stderr.splitlines() if line.startswith(faults)]
         raise DataError(expected(name, "success", (told or ["a failure that said nothing"])[0], cure=cure))
