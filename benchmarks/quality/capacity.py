@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from benchmarks.drawing import legend_below, panels, save
 from benchmarks.quality.report import Row, caption, signed
 from benchmarks.quality.run import RESULTS, read_results
 from benchmarks.quality.studies_report import by_task
@@ -90,29 +91,24 @@ def _accuracy(row: Row) -> str:
 
 def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
     """Draw a panel for each task: LoRA and TuckA as lines over their sizes, other methods as points."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
-    figure = Figure(figsize=(3.6 * len(tasks), 3.6), layout="constrained")
-    FigureCanvasSVG(figure)
-    panels = figure.subplots(1, len(tasks), squeeze=False)[0]
+    figure, grid = panels(1, len(tasks), height=3.8)
     names = sorted({row.experiment.name for made in tasks.values() for row in made})
     alone = [name for name in names if not any(family.fullmatch(name) for family in FAMILIES.values())]
-    for axes, (task, made) in zip(panels, tasks.items(), strict=True):
+    for axes, (task, made) in zip(grid[0], tasks.items(), strict=True):
         for family in FAMILIES:
             _points(axes, _family(made, family), family, "o-")
         for place, name in enumerate(alone):
             own = [row for row in made if row.experiment.name == name]
             _points(axes, own, own[0].experiment.label if own else "", "sD^v<>"[place % 6])
         axes.set(xscale="log", xlabel="trainable parameters", title=task)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter(lambda size, _place: f"{size / 1e3:g}k")
         axes.xaxis.set_minor_formatter(NullFormatter())
-    panels[0].set_ylabel("test accuracy")
-    labels = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(labels.values()), list(labels), frameon=False, loc="outside lower center", ncols=5)
-    figure.savefig(path, metadata={"Date": None})
+    grid[0][0].set_ylabel("test accuracy")
+    legend_below(figure, 3)
+    save(figure, path)
 
 
 def _points(axes: Any, made: Sequence[Row], label: str, style: str) -> None:
