@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import tomllib
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -211,3 +212,14 @@ def test_an_alternative_text_says_what_is_seen():
 def test_the_figures_scripts_have_drawn():
     drawn = {path.stem for path in (ROOT / "docs" / "_static").glob("*.svg")}
     assert drawn >= {path.stem.replace("_", "-") for path in (ROOT / "docs" / "figures").glob("*.py")}
+
+
+def test_the_badges_say_what_the_project_says():
+    badges = runpy.run_path(str(ROOT / "docs" / "figures" / "badges.py"))
+    assert (ROOT / "docs" / "_static" / "badges.svg").read_text() == badges["drawn"]()
+    facts = badges["facts"]()
+    assert (ROOT / "LICENSE").read_text().startswith(f"{facts['licence']} License")
+    assert (ROOT / "tucka" / "py.typed").exists()
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["strict"]
+    versions = " and ".join(facts["Python"].replace(" | ", ", ").rsplit(", ", 1))
+    assert f"![Licence {facts['licence']}; Python {versions}; types " in (ROOT / "README.md").read_text()
