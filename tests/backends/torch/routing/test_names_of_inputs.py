@@ -227,6 +227,17 @@ def test_documents_are_kept_apart_whatever_tells_of_them(name):
 
 
 @torch.no_grad()
+def test_documents_of_a_long_row_are_kept_apart():
+    x = torch.randn(1, 300, WIDTH, generator=torch.Generator().manual_seed(4))
+    model = own()
+    model(x, lasts=torch.tensor([0, 100, 300]))
+    route = last_route(model)
+    for document in (slice(0, 100), slice(100, 300)):
+        model(x[:, document])
+        torch.testing.assert_close(route[:, document], last_route(model)[:, None].expand_as(route[:, document]))
+
+
+@torch.no_grad()
 def test_positions_that_did_not_restart_in_the_first_call_may_do_so_later():
     x = torch.randn(1, 8, WIDTH)
     model = own("batch")
