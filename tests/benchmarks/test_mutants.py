@@ -1,5 +1,6 @@
-"""The program that changes the library tells its outcomes apart."""
+"""The program that changes the library tells its outcomes apart, and the committed score is that of the results."""
 
+import json
 import signal
 
 import pytest
@@ -88,3 +89,20 @@ def test_annotations_and_messages_are_left_as_they_are(tmp_path):
     found = list(mutants.mutants(file, "a.py"))
     assert {each.line for each in found} == {1, 2}
     assert {each.operator for each in found if each.line == 1} == {"core/NumberReplacer"}
+
+
+def test_the_committed_scores_are_those_of_the_committed_results():
+    record = json.loads(mutants.RESULTS.read_text())
+    everything = record["scores"]["all"]
+    assert sum(everything["outcomes"].values()) == record["tried"]
+    missed = [each["outcome"] for each in record["not noticed"]]
+    assert everything["outcomes"].get("survived", 0) == missed.count("survived")
+    noticed, number = everything["outcomes"]["killed"], record["tried"] - everything["outcomes"]["not applied"]
+    low, high = mutants.interval(noticed, number)
+    assert [round(low, 4), round(high, 4)] == everything["interval"]
+    page = " ".join((mutants.ROOT / "docs" / "contributing.md").read_text().split())
+    share = f"Tests noticed {100 * noticed / number:.0f} % (interval of 95 %: {100 * low:.0f} to {100 * high:.0f} %)"
+    assert f"the first {number} of them" in page
+    assert share in page
+    since = [each for each in record["not noticed"] if "noticed by" in each]
+    assert (len(since), missed.count("survived")) == (3, 4)
