@@ -11,7 +11,7 @@ PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test coverage test-all test-newest test-core test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
+.PHONY: help install demo test coverage mutants test-all test-newest test-core test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -38,6 +38,10 @@ test: $(STAMP)  ## the test suite, doctests and documents included
 
 coverage: COVERAGE = --cov
 coverage: test  ## the same, with the branches that it takes: at least 97 % of them
+
+mutants: $(STAMP)  ## change the library in 200 places, one at a time, and see whether tests notice: about an hour
+	$(BIN)/pip install --quiet --editable '.[mutants]'
+	$(BIN)/python -W ignore -m benchmarks.mutants
 
 test-all: $(STAMP)  ## the slow tests too
 	$(BIN)/python -m pytest $(PARALLEL) -m ''

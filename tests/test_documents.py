@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import runpy
 import tomllib
 import xml.etree.ElementTree as ElementTree
 from dataclasses import MISSING, fields
@@ -270,3 +271,14 @@ def test_a_figure_can_be_read_on_light_and_on_dark_pages(path):
                 assert all(least_contrast(colour) >= 4.5 for colour in colours), f"{name}: {colours}"
             elif name.startswith(("line2d_", "PathCollection_")):
                 assert all(least_contrast(colour) >= 3 for colour in colours), f"{name}: {colours}"
+
+
+def test_the_badges_say_what_the_project_says():
+    badges = runpy.run_path(str(ROOT / "docs" / "figures" / "badges.py"))
+    assert (ROOT / "docs" / "_static" / "badges.svg").read_text() == badges["drawn"]()
+    facts = badges["facts"]()
+    assert (ROOT / "LICENSE").read_text().startswith(f"{facts['licence']} License")
+    assert (ROOT / "tucka" / "py.typed").exists()
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["strict"]
+    versions = " and ".join(facts["Python"].replace(" | ", ", ").rsplit(", ", 1))
+    assert f"![Licence {facts['licence']}; Python {versions}; types " in (ROOT / "README.md").read_text()

@@ -157,3 +157,26 @@ def test_what_is_no_array_is_passed_by_name(function):
         if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
             assert parameter.default is inspect.Parameter.empty
             assert parameter.annotation not in ("int", "float", "bool")
+
+
+# What is taken where nothing is said. A change of one changes results that users have, and belongs in the changelog.
+DEFAULTS = {
+    **{"alpha": 1.0, "temperature": 1.0, "learning_rate": 1.0, "covariance": 1.0, "scale": 1.0},
+    **{"r": 8, "rank": 8, "k": 2, "groups": 2, "t": 2, "experts_per_group": 2, "p": 2, "expert_rank": 2},
+    **{"seed": 0, "router_seed": 0, "balance_rate": 0.0, "dropout": 0.0, "iterations": 0, "tucka_format": 1},
+    **{"window": 32, "below": 0.5, "least": 1, "collapse_window": 32, "collapse_below": 0.5, "max_batches": 32},
+    "itemsize": 4,
+}
+
+
+def test_the_numbers_that_are_taken_where_none_is_given():
+    called = {
+        name: value for name, value in (FUNCTIONS | METHODS | RECORDS).items() if not name.startswith("tucka.plots")
+    }
+    found = {
+        (parameter.name, parameter.default)
+        for value in called.values()
+        for parameter in inspect.signature(value).parameters.values()
+        if type(parameter.default) in (int, float) and parameter.default == parameter.default  # no NaN
+    }
+    assert found == set(DEFAULTS.items())

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PretrainedConfig
 
 ALL_LINEAR = "all-linear"
 
@@ -68,7 +68,7 @@ def part(name: str, **changes: Any) -> Part:
     return Part(name, changes)
 
 
-def sized(kind: type[PreTrainedConfig], changes: dict[str, Any]) -> PreTrainedConfig:
+def sized(kind: type[PretrainedConfig], changes: dict[str, Any]) -> PretrainedConfig:
     """A tiny configuration; ``changes`` are the architecture's own, for its parts a ``part`` or a dict."""
     known = signature(kind).parameters
     values = {key: value for key, value in {**_SIZES, **_SPECIAL, **_PLACEHOLDER}.items() if key in known} | changes
@@ -76,7 +76,7 @@ def sized(kind: type[PreTrainedConfig], changes: dict[str, Any]) -> PreTrainedCo
         if isinstance(value, Part):
             values[key] = sized(getattr(transformers, f"{value.name}Config"), value.changes)
     for key, sub in kind.sub_configs.items():
-        if sub is not AutoConfig and key in known and not isinstance(values.get(key), PreTrainedConfig):
+        if sub is not AutoConfig and key in known and not isinstance(values.get(key), PretrainedConfig):
             values[key] = sized(sub, values.get(key) or {})
     config = kind(**values)
     for key, value in vars(config).copy().items():
@@ -279,7 +279,7 @@ class Family:
     generates: bool
     changes: dict[str, Any]
 
-    def config(self) -> PreTrainedConfig:
+    def config(self) -> PretrainedConfig:
         return sized(getattr(transformers, self.model).config_class, deepcopy(self.changes))  # configurations keep them
 
     def build(self, seed: int = 0) -> torch.nn.Module:

@@ -129,9 +129,12 @@ DEGENERATE = {
 
 
 @pytest.mark.parametrize("features", DEGENERATE.values(), ids=list(DEGENERATE))
+@pytest.mark.parametrize("sizes", [(3, 2), (1, 1)], ids=["six experts", "one expert"])
 @given(seed=seeds)
-def test_balanced_centroids_of_degenerate_data_are_finite_and_of_moderate_size(features, seed):
-    centroids, center = tucka.balanced_centroids(features, groups=3, experts_per_group=2, seed=seed)
+def test_balanced_centroids_of_degenerate_data_are_finite_and_of_moderate_size(features, sizes, seed):
+    groups, experts = sizes
+    centroids, center = tucka.balanced_centroids(features, groups=groups, experts_per_group=experts, seed=seed)
+    assert centroids.shape == (*sizes, features.shape[1])
     norms = np.linalg.norm(centroids, axis=-1)
     assert np.all(norms > 1e-6)
     assert np.all(norms < 1e3)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from support.adapting import adapt, gradients
 from support.tiny_models import inputs_for, loss_of, make, text
+from support.upstream import checkpoint_layers
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import TuckaError
 from tucka.peft import TuckAConfig, initialize_router, last_route, pin_route, set_routing_group
@@ -59,7 +60,7 @@ def ddp_gradients(rank, kind, routing, split, *, checkpointed=False, reentrant=F
     if pinned:
         pin_route(model, group=1)
     if checkpointed:
-        model.base_model.model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        checkpoint_layers(model, reentrant=reentrant)
         model.enable_input_require_grads()
     wrapped = DistributedDataParallel(model)
     for seed in (1, 2):  # the second step would fail if the first had left a gradient out

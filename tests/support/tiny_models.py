@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     BertConfig,
@@ -133,10 +134,12 @@ def vectors(batch=3, seed=1):
     return {"x": torch.randn(batch, WIDTH, generator=torch.Generator().manual_seed(seed))}
 
 
+# transformers 5 names the layers of ViT as those of other models.
+IS_NEW = int(transformers.__version__.partition(".")[0]) >= 5
 VISION_TOWER = r".*vision_model.*(q_proj|v_proj|fc1)"
 KINDS = {
     "bert": Kind(bert, ["query", "dense"], classified, "SEQ_CLS"),
-    "vit": Kind(vit, ["q_proj", "v_proj", "fc1"], images),
+    "vit": Kind(vit, ["q_proj", "v_proj", "fc1"] if IS_NEW else ["query", "value", "intermediate.dense"], images),
     "llama": Kind(llama, ["q_proj", "v_proj", "down_proj"], labelled, "CAUSAL_LM"),
     "opt": Kind(opt, ["k_proj", "v_proj", "q_proj", "fc2"], labelled, "CAUSAL_LM"),
     "gpt2": Kind(gpt2, ["c_attn", "c_fc"], labelled, "CAUSAL_LM"),

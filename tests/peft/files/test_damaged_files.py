@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import _SIZE, save_file
 
 from support.adapter_files import (
     CONFIG,
@@ -88,6 +88,8 @@ def test_changed_shapes_kinds_and_numbers(saved, damaged, data):
         "infinity": lambda: torch.full_like(value, float("-inf")),
         "half": lambda: value.half(),
     }
+    if torch.complex64 not in _SIZE:  # of an old version, which has no such numbers
+        del changes["complex"]
     kind = data.draw(st.sampled_from(sorted(changes)))
     changed = changes[kind]()
     save_file({**tensors, key: changed}, damaged / WEIGHTS)

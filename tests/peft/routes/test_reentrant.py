@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from support.adapting import adapt, gradients
 from support.tiny_models import VOCABULARY, WIDTH, inputs_for, loss_of, make, text
+from support.upstream import checkpoint_layers
 from tucka.backends.torch import routing_scope
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import RouteError
@@ -39,7 +40,7 @@ def pair(kind, routing="batch", **options):
     if "centroids" in "".join(plain.state_dict()):
         started(plain)
     checkpointed = copy.deepcopy(plain)
-    checkpointed.base_model.model.activation_checkpointing_enable({"use_reentrant": True})
+    checkpoint_layers(checkpointed, reentrant=True)
     for model in (plain, checkpointed):
         model.enable_input_require_grads()
     return plain, checkpointed

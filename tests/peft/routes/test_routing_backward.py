@@ -12,6 +12,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from support.adapting import adapt, gradients
 from support.tiny_models import VOCABULARY, WIDTH, inputs_for, loss_of, text
+from support.upstream import checkpoint_layers, free_layers
 from tucka.backends.torch import routing_scope
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import TuckAConfig, expert_load
@@ -25,8 +26,7 @@ def pair(kind, routing="batch", **options):
     options = {"init_weights": False, "affinity": "dot", **options}
     plain = adapt(kind, dtype=torch.float64, routing=routing, **options).train()
     checkpointed = copy.deepcopy(plain)
-    root = checkpointed.base_model.model
-    root.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_layers(checkpointed)
     checkpointed.enable_input_require_grads()
     plain.enable_input_require_grads()
     return plain, checkpointed
@@ -106,7 +106,7 @@ def test_layers_that_share_their_weights_route_once(routing):
 def test_selective_checkpointing_changes_no_gradient(routing):
     """It keeps some operations' results by their number, so the route's own must not count among them."""
     plain, checkpointed = pair("bert", routing, affinity="directional")
-    checkpointed.base_model.model.activation_checkpointing_disable()
+    free_layers(checkpointed)
     kept = [torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default]
     contexts = functools.partial(create_selective_checkpoint_contexts, kept)
     for layer in checkpointed.base_model.model.bert.encoder.layer:

@@ -8,6 +8,7 @@ import torch
 import tucka
 from support.adapting import adapt, gradients
 from support.tiny_models import WIDTH, inputs_for, loss_of, text
+from support.upstream import checkpoint_layers
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import expert_load, initialize_router, last_route, pin_route
 
@@ -115,7 +116,7 @@ def test_what_was_started_loaded_frozen_or_pinned_is_left_alone():
 def test_a_batch_counts_once_however_often_it_is_computed(checkpointed):
     model = adapt("llama", routing="batch", k=3).train()
     if checkpointed:
-        model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
         model.enable_input_require_grads()
     for number in range(8):
         assert not bool(router_of(model).is_initialized)

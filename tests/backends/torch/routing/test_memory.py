@@ -8,6 +8,7 @@ import torch
 from support.adapting import adapt
 from support.routed import FAMILIES, routed
 from support.tiny_models import WIDTH, inputs_for, tokens
+from support.upstream import checkpoint_layers
 from tucka.backends.torch import routing_scope
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import ShapeError
@@ -56,7 +57,7 @@ def test_forwards_whose_outputs_are_dropped(kind, routing, checkpointed):
     if checkpointed:
         if kind == "plain":
             pytest.skip("a plain model has no checkpointing of its own")
-        model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
         model.enable_input_require_grads()
     assert tensors_left(lambda: model(**inputs)) == 0
 
@@ -82,7 +83,7 @@ def test_a_gradient_of_a_part_of_the_graph(routing, checkpointed):
     model = started(adapt("llama", routing=routing)).train()
     head = model.base_model.model.lm_head.weight.requires_grad_(True)
     if checkpointed:
-        model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
         model.enable_input_require_grads()
     ids = tokens(2, 5)
     assert tensors_left(lambda: torch.autograd.grad(model(input_ids=ids).logits.sum(), [head])) == 0

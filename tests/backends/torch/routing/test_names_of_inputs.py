@@ -227,6 +227,17 @@ def test_documents_are_kept_apart_whatever_tells_of_them(name):
 
 
 @torch.no_grad()
+def test_documents_of_a_long_row_are_kept_apart():
+    x = torch.randn(1, 300, WIDTH, generator=torch.Generator().manual_seed(4))
+    model = own()
+    model(x, lasts=torch.tensor([0, 100, 300]))
+    route = last_route(model)
+    for document in (slice(0, 100), slice(100, 300)):
+        model(x[:, document])
+        torch.testing.assert_close(route[:, document], last_route(model)[:, None].expand_as(route[:, document]))
+
+
+@torch.no_grad()
 def test_positions_that_did_not_restart_in_the_first_call_may_do_so_later():
     x = torch.randn(1, 8, WIDTH)
     model = own("batch")
@@ -245,6 +256,16 @@ HARMLESS = {
     "of another sequence": {"decoder_mask": MASK, "image_mask": MASK == 1},
     "of another length": {"seen": MASK[:, :4], "rows": MASK.T},
     "of more axes": {"box": MASK[..., None].expand(3, 5, 4), "pair": torch.ones(3, 5, 5, dtype=torch.bool).tril()},
+    "features of pairs": {
+        "distances": torch.arange(5)[:, None].sub(torch.arange(5)).abs().expand(3, 5, 5),
+        "bias": torch.randn(1, 2, 5, 5, generator=torch.Generator().manual_seed(4)),
+        "slopes": -(10.0 ** torch.arange(6.0)).mul(torch.arange(5.0)[:, None, None]).reshape(1, 6, 1, 5),
+        "one_hot": torch.eye(5).expand(3, 5, 5),
+        "not_yet_trained": torch.zeros(1, 2, 5, 5),
+        "empty": torch.zeros(3, 0, 5, 5),
+        "relation_types": torch.eye(5, dtype=torch.int64).expand(3, 5, 5),
+    },
+    "of images": {"canvas": torch.zeros(3, 1, 5, 5), "ink": torch.eye(5).expand(3, 1, 5, 5), "seen": MASK[:, None, :4]},
     "no tensors": {"seen": True, "depth": 3, "which": None, "weights": [1.0, 2.0]},
 }
 
@@ -261,13 +282,79 @@ def test_what_does_not_look_like_a_mask_changes_nothing(name, routing):
         assert torch.equal(last_route(model), route)
 
 
+SHAPES = {
+    "keys": lambda mask: mask[:, None],
+    "keys of heads": lambda mask: mask[:, None, None].expand(3, 2, 1, 5),
+    "pairs": lambda mask: mask[:, None].expand(3, 5, 5),
+    "pairs of heads": lambda mask: mask[:, None, None].expand(3, 2, 5, 5),
+    "causal": lambda mask: mask[:, None, None] * torch.ones(5, 5, dtype=mask.dtype).tril(),
+}
+NUMBERS = {
+    "true": lambda mask: mask == 1,
+    "one": lambda mask: mask,
+    "infinite": lambda mask: torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf),
+    "least": lambda mask: torch.zeros(mask.shape).masked_fill(mask == 0, torch.finfo(torch.float32).min),
+    "large": lambda mask: torch.zeros(mask.shape).masked_fill(mask == 0, -1e4),
+}
+
+
+@pytest.mark.parametrize("numbers", NUMBERS)
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_a_mask_of_more_axes_is_refused_or_used_as_the_caller_says(shape, numbers):
+    # Where no token is hidden, causal masks and the scores that they add are harmless, and the next call is read again.
+    mask, none_hidden = (NUMBERS[numbers](SHAPES[shape](each)) for each in (MASK, torch.ones_like(MASK)))
+    model = own()
+    if shape == "causal":
+        model(X, seen=none_hidden)
+    with refused(RouteError, "seen", "input_names"):
+        model(X, seen=mask)
+    told, known = own(input_names={"seen": "attention_mask"}), own()
+    told(X, seen=mask)
+    known(X, attention_mask=MASK)
+    assert torch.equal(last_route(told), last_route(known))
+    own(input_names={"seen": "other"})(X, seen=mask)
+    own()(X, attention_mask=MASK, seen=mask)
+    own("token")(X, seen=mask)
+
+
+@torch.no_grad()
+def test_a_mask_of_more_axes_for_all_samples_and_for_the_heads_of_each():
+    row = torch.tensor([1, 1, 1, 0, 0]).expand(1, 5, 5)
+    for mask in (row == 1, row[None] == 1, row.expand(6, 5, 5), NUMBERS["least"](row.expand(6, 5, 5))):
+        with refused(RouteError, "seen"):
+            own()(X, seen=mask)
+    own()(X, seen=row.expand(4, 5, 5), heads=row.expand(6, 1, 5, 5))  # of as many rows as no sample has
+
+
+@torch.no_grad()
+def test_scores_that_hide_tokens_are_refused_with_two_axes_too():
+    with refused(RouteError, "seen", "input_names"):
+        own()(X, seen=NUMBERS["infinite"](MASK))
+
+
+@torch.no_grad()
+def test_pairs_that_all_attend_say_nothing_yet():
+    model = own()
+    for everything in (torch.ones(3, 5, 5, dtype=torch.bool), torch.zeros(3, 2, 5, 5), torch.zeros(3, 1, 1, 5)):
+        model(X, seen=everything)
+    with refused(RouteError, "seen"):
+        model(X, seen=SHAPES["pairs"](MASK))
+
+
+@torch.no_grad()
+def test_one_token_hides_no_other():
+    own()(X[:, :1], seen=torch.ones(3, 1, 1, dtype=torch.bool))
+
+
 @torch.no_grad()
 def test_a_causal_mask_of_as_many_tokens_as_samples_is_no_padding():
     x, causal = torch.randn(4, 4, WIDTH), torch.ones(4, 4).tril()
     for mask in (causal, causal.T, causal == 0):
         own()(x, seen=mask)
-    with refused(RouteError, "seen"):
-        own()(x, seen=torch.tensor([[1, 1, 0, 1]]).expand(4, 4))
+    for padded in (torch.tensor([[1, 1, 0, 1]]).expand(4, 4), causal * torch.tensor([1, 1, 0, 1])):
+        with refused(RouteError, "seen"):
+            own()(x, seen=padded)
 
 
 def test_an_argument_is_read_once(monkeypatch):

@@ -11,6 +11,7 @@ from support.routed import (
     logits,
     row_of,
 )
+from support.upstream import checkpoint_layers
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.peft import adapted_modules, expert_load, last_route
 
@@ -87,7 +88,7 @@ def test_checkpointing_tells_tokens_from_positions_in_the_recomputation_too(rout
         scope_of(model).router("default").is_initialized.fill_(True)
         scope_of(model).router("default")._has_started = True
         if checkpointed:
-            model.base_model.model.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(model)
         model.enable_input_require_grads()
         model(**inputs_of("deberta-v3")).logits.square().sum().backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
