@@ -223,6 +223,7 @@ SHOWN = sorted(
         for name in re.findall(r"^```\{image\} (\S+\.svg)$", page.read_text(), re.M)
     }
 )
+SHOWN.remove(ROOT / "docs/_static/badges.svg")  # it brings a ground of its own
 DARK_PAGE = "#131416"
 
 

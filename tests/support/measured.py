@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks import growth_report, report
+from benchmarks.quality import capacity as capacity_report
 from benchmarks.quality import report as quality_report
 from benchmarks.quality import studies_report, windows
 from benchmarks.quality.experiments import read_all
@@ -52,6 +53,26 @@ def study(name, task):
     return {
         row.experiment.name: row for row in quality_report.rows(made, read_all(None, studies_report.STUDIES / name))[0]
     }
+
+
+def capacity(task):
+    """The rows of a task where capacity decides."""
+    return study("capacity", task)
+
+
+def gap(task, name):
+    """Points by which an adapter is below LoRA with as many parameters."""
+    made = capacity(task)
+    return -100 * capacity_report.against(made[name], capacity_report.curve(list(made.values())))[0]
+
+
+def gaps(name):
+    return [gap(task, name) for task in capacity_report.TASKS]
+
+
+def ahead_of(task, name, other):
+    """Points by which the mean of one adapter is above that of another."""
+    return 100 * (capacity(task)[name].mean - capacity(task)[other].mean)
 
 
 def ablation(task, change):
