@@ -189,6 +189,11 @@ FILLED = [
     ),
     (
         COMPARISON,
+        "with blocks of 32 it is {:.0f} to {:.0f} points above LoRA's curve",
+        lambda: [-max(gaps("oft_b32")), -min(gaps("oft_b32"))],
+    ),
+    (
+        COMPARISON,
         "With r = 16, TuckA is {:.0f} to {:.0f} points below LoRA's curve",
         lambda: [min(gaps("tucka_r16")), max(gaps("tucka_r16"))],
     ),
@@ -589,6 +594,14 @@ HOLDS = [
         lambda: (
             round(2 * gap("glosses", "tucka_r8_alpha_double") / gap("glosses", "tucka_r8")) == 1
             and round(4 * gap("languages", "tucka_r8_alpha_double") / gap("languages", "tucka_r8")) == 3
+        ),
+    ),
+    (
+        COMPARISON,
+        "and r = 32 is no better; on the sounds it falls apart",
+        lambda: (
+            all(ahead_of(task, "tucka_r32", "tucka_r16") < 1 for task in ("glosses", "sounds", "languages"))
+            and capacity("sounds")["tucka_r32"].mean < 0.15
         ),
     ),
     (

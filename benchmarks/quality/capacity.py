@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.drawing import legend_below, panels, save
+from benchmarks.drawing import SERIES, legend_below, panels, save
 from benchmarks.quality.report import Row, caption, signed
 from benchmarks.quality.run import RESULTS, read_results
 from benchmarks.quality.studies_report import by_task
@@ -97,11 +97,11 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
     names = sorted({row.experiment.name for made in tasks.values() for row in made})
     alone = [name for name in names if not any(family.fullmatch(name) for family in FAMILIES.values())]
     for axes, (task, made) in zip(grid[0], tasks.items(), strict=True):
-        for family in FAMILIES:
-            _points(axes, _family(made, family), family, "o-")
+        for place, family in enumerate(FAMILIES):
+            _points(axes, _family(made, family), family, "o-", SERIES[place])
         for place, name in enumerate(alone):
             own = [row for row in made if row.experiment.name == name]
-            _points(axes, own, own[0].experiment.label if own else "", "sD^v<>"[place % 6])
+            _points(axes, own, own[0].experiment.label if own else "", "sD^v<>"[place % 6], SERIES[2 + place])
         axes.set(xscale="log", xlabel="trainable parameters", title=task)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(lambda size, _place: f"{size / 1e3:g}k")
@@ -111,10 +111,12 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
     save(figure, path)
 
 
-def _points(axes: Any, made: Sequence[Row], label: str, style: str) -> None:
+def _points(axes: Any, made: Sequence[Row], label: str, style: str, colour: str) -> None:
     if made:
         sizes, means = [row.parameters for row in made], [row.mean for row in made]
-        axes.errorbar(sizes, means, [row.spread or 0.0 for row in made], fmt=style, capsize=2, label=label)
+        axes.errorbar(
+            sizes, means, [row.spread or 0.0 for row in made], fmt=style, capsize=2, label=label, color=colour
+        )
 
 
 def write(folder: Path) -> str:
