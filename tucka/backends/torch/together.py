@@ -115,11 +115,8 @@ class Shared:
         self.opened: Opened | None = None  # until a call inside has ended: then layers ask for their route again
 
     def core(self, adapter: str, parts: ExpertParts, gates: Tensor | None, group: Callable[[], Group]) -> Tensor | None:
-        """Return a layer's α times mixed core (..., r, r) for gates of samples, with the scale of its columns.
-
-        Without gates, return its cores (k, p, r, r), scaled likewise, as tokens with gates of their own need them. None
-        where the layer makes its own.
-        """
+        """Return a layer's core (..., r, r) mixed by gates, or cores (k, p, r, r) without; None if it makes its own."""
+        # With α and the scales of the columns. Tokens with gates of their own need the cores.
         if not _may_share():
             return None
         key = adapter, torch.is_grad_enabled()

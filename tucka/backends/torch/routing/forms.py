@@ -111,10 +111,8 @@ def _may_be_one(value: Tensor, inputs: Inputs) -> bool:
 
 
 def _form_of(name: str, value: Tensor, tokens: int) -> str | None:
-    """Say what an argument looks like: a mask, positions (B, S) or lengths, cumulated over all tokens.
-
-    None where this call does not tell: all tokens attend to all, or each to those before it.
-    """
+    """Say what an argument looks like: a mask, positions (B, S) or cumulated lengths; None if this call cannot tell."""
+    # It cannot where all tokens attend to all, or each to those before it.
     if value.ndim == 1:
         is_cumulated = int(value[0]) == 0 and int(value[-1]) == tokens and bool((value.diff() > 0).all())
         return "lengths" if is_cumulated else OTHER
