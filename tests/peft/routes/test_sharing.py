@@ -1,6 +1,8 @@
 """What the layers of one call share: as if each had made its own core."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -279,3 +281,17 @@ def test_a_convolution_whose_inputs_look_like_those_of_linear_layers(alone):
     x = torch.randn(5, 8, 8, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(model(x), alone(lambda: model(x)), rtol=1e-12, atol=1e-12)
+
+
+def test_a_deleted_adapter_leaves_nothing_behind():
+    model = model_of("sample").eval()
+    model.add_adapter("other", config_for("llama", routing="sample", init_weights=False, affinity="dot"))
+    model.double().base_model.set_adapter("other")
+    with torch.no_grad():
+        model(**inputs())
+    kept = [weakref.ref(layer.experts("other")) for layer in layers_of(model)]
+    model.base_model.set_adapter("default")  # PEFT warns where an active one is deleted
+    model.delete_adapter("other")
+    gc.collect()
+    assert kept
+    assert [each() for each in kept] == [None] * len(kept)

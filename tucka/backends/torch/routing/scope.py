@@ -112,6 +112,7 @@ class RoutingScope:
         ):
             entries.pop(adapter, None)
         self.maker.first.pop(adapter, None)
+        self.forwards.groups.clear()  # they hold the layers' parts
         for forward in self.forwards.state.open:
             for routes in (forward.routes, forward.known, forward.encoded):
                 routes.pop(adapter, None)
