@@ -40,7 +40,7 @@ class Written:
     def adapt(self, x, cores, expert_factor, basis, gates):
         k, p, r, _ = cores.shape
         weights = (gates.reshape(-1, gates.shape[-1]) @ expert_factor).reshape(-1, k * p)
-        if self.spec.routing == "token" and not mixes_each_row(r, k, p):
+        if self.spec.routing == "token" and not mixes_each_row(r, k * p):
             inner = x.reshape(-1, x.shape[-1]) @ basis
             outer = torch.bmm(weights[:, :, None], inner[:, None, :]).reshape(-1, k * p * r)
             inner = outer @ cores.reshape(k * p * r, r)
@@ -101,7 +101,7 @@ def test_counts_are_those_of_the_librarys_adapter(routing, data):
     measured = measure(lambda: written.forward(written.library), owned=written.owned)
     # The library forms the outer product of token routing element by element, which torch's counter leaves out.
     spec = written.spec
-    forms_outer = routing == "token" and not mixes_each_row(spec.rank, spec.groups, spec.expert_rank)
+    forms_outer = routing == "token" and not mixes_each_row(spec.rank, spec.groups * spec.expert_rank)
     outer = counted["tokens"] * spec.groups * spec.expert_rank * spec.rank * len(layers) if forms_outer else 0
     assert tucka.count_flops("tucka", layers, **counted) == measured.forward + outer
     assert tucka.count_flops("tucka", layers, backward=True, **counted) == measured.backward + 2 * outer

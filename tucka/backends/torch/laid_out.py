@@ -11,6 +11,7 @@ from tucka.backends.torch.cores import cores_together
 from tucka.backends.torch.mixing import cores_of_experts, has_own_gates, times_core, times_own
 from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
+from tucka.spec import FactorNorm
 
 __all__ = ["LaidOut"]
 
@@ -25,8 +26,8 @@ class Factored(Protocol):
     def alpha(self) -> float:
         """The scale of the update."""
 
-    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
-        """Return cores (k, p, r, r), expert factor (t, p) and basis (d, r); whether its columns are to be scaled."""
+    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], FactorNorm | None]:
+        """Return cores (k, p, r, r), expert factor (t, p) and basis (d, r), and the norm that mixed cores need."""
 
 
 class LaidOut:
@@ -34,12 +35,12 @@ class LaidOut:
 
     __slots__ = (
         "_basis",
-        "_cores",
         "_experts",
         "_factor",
         "_last",
         "_parts",
         "_reading",
+        "_slices",
         "_turned",
         "count",
         "dtype",
@@ -51,7 +52,7 @@ class LaidOut:
         (_, self._factor, basis), _ = parts.unscaled()
         self._basis = basis if basis.dtype is dtype else basis.to(dtype)
         self._turned: Tensor | None = None
-        self._cores: Tensor | None = None  # (k, p, r, r), with α and the scales of the columns
+        self._slices: Tensor | None = None  # as `times_own` takes them, with α
         self._experts: Tensor | None = None  # the core of each expert, (k·t, r²)
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
         self._reading: tuple[Tensor, Tensor] | None = None  # a mixed core, and the basis times it
@@ -59,9 +60,9 @@ class LaidOut:
         self.is_used_again = False
 
     def take(self, core: Tensor, gates: Tensor | None) -> None:
-        """Take over a core that was mixed by gates, or all cores if there are none, as the layers of a call share."""
+        """Take over a core that was mixed by gates, or all slices if there are none, as the layers of a call share."""
         if gates is None:
-            self._cores = core
+            self._slices = core
         else:
             self._last = gates, version_of(gates), cast(core, self.dtype)
 
@@ -71,8 +72,8 @@ class LaidOut:
         return last is not None and last[0] is gates and last[1] == version_of(gates)
 
     def _made(self, gates: Tensor | None) -> Tensor:
-        factors, is_bounded = self._parts.unscaled()
-        return cores_together(gates, factors, (self._parts.alpha,), is_bounded=is_bounded)[0]
+        factors, norm = self._parts.unscaled()
+        return cores_together(gates, factors, (self._parts.alpha,), norm=norm)[0]
 
     def turned(self, rows: int) -> Tensor:
         """Return Uᵀ (r, d) for products with a number of rows."""
@@ -98,13 +99,13 @@ class LaidOut:
 
     def times_own(self, inner: Tensor, gates: Tensor) -> Tensor:
         """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
-        if self._cores is None:
-            self._cores = self._made(None)
+        if self._slices is None:
+            self._slices = self._made(None)
         few = inner.shape[0] <= FEW and self._factor.shape[0] <= 2 * self._factor.shape[1]
         if not few or not inner.shape[0]:
-            return times_own(inner, self._cores, self._factor, gates, alpha=1.0)
+            return times_own(inner, self._slices, self._factor, gates, alpha=1.0)
         if self._experts is None:
-            self._experts = cast(cores_of_experts(self._cores, self._factor), self.dtype)
+            self._experts = cast(cores_of_experts(self._slices, self._factor, gates.shape[-2]), self.dtype)
         rank = inner.shape[1]
         own = torch.mm(cast(gates.reshape(inner.shape[0], -1), self.dtype), self._experts)
         if inner.shape[0] == 1:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.private import is_any_autocast_on
+from tucka.backends.torch.private import is_any_autocast_on, is_exporting
 from tucka.backends.torch.thin import cast, has_autocast, wide_dtype, without_autocast
 from tucka.core.bases import SOFTNESS
+from tucka.core.rotation import rotation_strength
 from tucka.spec import mixes_each_row
 
 __all__ = [
@@ -15,10 +16,11 @@ __all__ = [
     "column_scale",
     "core_gradient",
     "cores_of_experts",
+    "gram",
     "has_own_gates",
     "mixed",
-    "mixed_by",
     "of_one_sample",
+    "rotation_core",
     "scale_of",
     "scaled",
     "spread_times",
@@ -27,12 +29,15 @@ __all__ = [
     "times_mixed",
     "times_own",
     "weights_of",
+    "with_rotation",
 ]
 
 
 def mixed(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
     """Mix cores (k, p, r, r) by an expert factor (t, p) and gates (..., k, t) to (..., r, r)."""
-    return mixed_by(weights_of(expert_factor, gates), cores).reshape(*gates.shape[:-2], *cores.shape[2:])
+    weights = weights_of(expert_factor, gates)
+    rows = cast(cores.reshape(weights.shape[1], -1), weights.dtype)
+    return _wide_product(weights, rows).reshape(*gates.shape[:-2], *cores.shape[2:])
 
 
 def weights_of(expert_factor: Tensor, gates: Tensor) -> Tensor:
@@ -45,17 +50,15 @@ def weights_of(expert_factor: Tensor, gates: Tensor) -> Tensor:
     return weights.reshape(-1, groups * expert_factor.shape[-1])
 
 
-def cores_of_experts(cores: Tensor, expert_factor: Tensor) -> Tensor:
-    """Mix each group's cores (k, p, r, r) by the expert factor (t, p), to one core for each expert (k·t, r²)."""
-    dtype = wide_dtype(cores, expert_factor)
-    with without_autocast(cores.device.type):
-        each = torch.matmul(cast(expert_factor, dtype), cast(cores, dtype).flatten(2))
-    return each.reshape(-1, each.shape[-1])
-
-
-def mixed_by(weights: Tensor, cores: Tensor) -> Tensor:
-    """Sum cores (k, p, r, r) by weights (N, k·p) to (N, r²)."""
-    return _wide_product(weights, cast(_stacked(cores), weights.dtype))
+def cores_of_experts(slices: Tensor, expert_factor: Tensor, groups: int) -> Tensor:
+    """Mix core slices, as `times_own` takes them, by the expert factor (t, p), to a core for each expert (k·t, r²)."""
+    dtype = wide_dtype(slices, expert_factor)
+    rows = cast(slices, dtype).flatten(1)
+    count = groups * expert_factor.shape[1]
+    with without_autocast(slices.device.type):
+        each = torch.matmul(cast(expert_factor, dtype), rows[:count].reshape(groups, -1, rows.shape[1]))
+    each = each.reshape(-1, rows.shape[1])
+    return each + rows[count:] if rows.shape[0] > count else each
 
 
 def times_core(inner: Tensor, core: Tensor) -> Tensor:
@@ -81,13 +84,23 @@ def of_one_sample(core: Tensor) -> Tensor:
     return core[0] if core.ndim == 3 and core.shape[0] == 1 else core
 
 
-def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
-    """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
-    groups, slices, rank, _ = cores.shape
-    weights = cast(scaled(weights_of(expert_factor, gates), alpha), inner.dtype)
-    stacked = cast(cores, inner.dtype).reshape(-1, rank, rank)
-    times = times_mixed if mixes_each_row(rank, groups, slices) else spread_times
-    return times(inner, weights, stacked)
+def times_own(inner: Tensor, slices: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
+    """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores.
+
+    The slices are those of the cores, (k·p, r, r), and after them the core that all experts have in common, if any.
+    """
+    weights = weights_of(expert_factor, gates)
+    if len(slices) > weights.shape[1]:
+        weights = torch.cat([weights, _totals(gates).to(weights.dtype)], dim=1)
+    weights = cast(scaled(weights, alpha), inner.dtype)
+    times = times_mixed if mixes_each_row(inner.shape[1], len(slices)) else spread_times
+    return times(inner, weights, cast(slices, inner.dtype))
+
+
+def _totals(gates: Tensor) -> Tensor:
+    """Sum all gates (..., k, t) of a set, (N, 1)."""
+    dtype = wide_dtype(gates)
+    return gates.reshape(-1, gates.shape[-2] * gates.shape[-1]).sum(dim=1, keepdim=True, dtype=dtype)
 
 
 def times_mixed(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
@@ -130,15 +143,55 @@ def between_columns(cores: Tensor, scale: Tensor) -> Tensor:
     return cores * torch.outer(scale, scale)
 
 
+def gram(basis: Tensor) -> Tensor:
+    """Return UᵀU (r, r) of a basis U (d, r), in float32 at least."""
+    wide = cast(basis, wide_dtype(basis))
+    with without_autocast(basis.device.type):
+        return torch.mm(wide.t(), wide)
+
+
+def rotation_core(grams: Tensor) -> Tensor:
+    """Return the core (..., r, r) of the rotation that bases with the products UᵀU give, see `tucka.rotation_core`."""
+    # Its derivative is that of an inverse: dB = B dM B / 2, for the products M.
+    rank = grams.shape[-1]
+    strength, ones = rotation_strength(rank), grams.new_ones(rank // 2)
+    pairs = torch.diag(ones, rank - rank // 2) - torch.diag(ones, rank // 2 - rank)  # S / c
+    generator, product = strength * pairs, (strength / 2.0) * (pairs @ grams)
+    if is_exporting():
+        # Other runtimes have no solver. Without a column left over, S is its own inverse but for -c²; and so
+        # B = (S⁻¹ - UᵀU / 2)⁻¹ = -(S / c² + UᵀU / 2)⁻¹.
+        has_pair = pairs.abs().sum(dim=0)
+        both = torch.outer(has_pair, has_pair)
+        core = -both * _inverted(both * grams / 2.0 + pairs / strength + torch.diag(1.0 - has_pair))
+    else:
+        matrix = torch.eye(rank, dtype=grams.dtype, device=grams.device) - product
+        # Not `solve`, which looks whether the matrix is singular, and so waits for a GPU. It never is.
+        core = torch.linalg.solve_ex(matrix, generator.expand_as(matrix)).result
+    # The same once more, B = S + S UᵀU B / 2: its first half is then exact where the second half of U is zero.
+    return generator + product @ core
+
+
+def _inverted(matrix: Tensor) -> Tensor:
+    """Invert (..., r, r) by elimination, for matrices whose diagonal needs no exchange of rows."""
+    rank = matrix.shape[-1]
+    identity = torch.eye(rank, dtype=matrix.dtype, device=matrix.device)
+    both = torch.cat([matrix, identity.expand_as(matrix)], dim=-1)
+    for place in range(rank):
+        row = both[..., place : place + 1, :] / both[..., place : place + 1, place : place + 1]
+        both = both - (both[..., place : place + 1] - identity[:, place : place + 1]) @ row
+    return both[..., rank:]
+
+
+def with_rotation(cores: Tensor, expert_factor: Tensor, common: Tensor) -> tuple[Tensor, Tensor]:
+    """Write experts that share the core (r, r) of a rotation as cores (k, p + 1, r, r) and a factor (t, p + 1)."""
+    last = common.to(wide_dtype(cores)).expand(cores.shape[0], 1, *common.shape)
+    own = cast(cores, last.dtype) / common.shape[0]
+    return torch.cat([own, last], dim=1), torch.cat([expert_factor, torch.ones_like(expert_factor[:, :1])], dim=1)
+
+
 def scaled(numbers: Tensor, alpha: float | Tensor) -> Tensor:
     """Multiply by α; a tensor's value is not looked at."""
     return numbers if not isinstance(alpha, Tensor) and alpha == 1 else alpha * numbers
-
-
-def _stacked(cores: Tensor) -> Tensor:
-    """View cores (k, p, r, r) as the rows (k·p, r²) of one matrix."""
-    groups, slices, rank, _ = cores.shape
-    return cores.reshape(groups * slices, rank * rank)
 
 
 _NARROW = (torch.float16, torch.bfloat16)

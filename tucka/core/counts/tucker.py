@@ -26,7 +26,7 @@ def tucker_cost(layer: Layer, sizes: Sizes) -> Cost:
     weights, mixing = k * t * p, k * p * r * r
     if sizes["routing"] == "token" and not sizes["pinned"]:
         # Each token has a Ḡ, which is multiplied by x U; or the outer product of γ C and x U, times the stacked cores.
-        own = r * r if mixes_each_row(r, k, p) else k * p * r
+        own = r * r if mixes_each_row(r, k * p) else k * p * r
         forward = Amount(per_token=2 * d * r + weights + own + mixing)
         kept = Amount(per_token=d + 2 * r + k * p + own)  # x, x U, (x U) Ḡ, γ C, and Ḡ or the outer product
     else:
