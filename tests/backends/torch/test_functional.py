@@ -248,12 +248,12 @@ def test_cores_are_mixed_in_float32_under_autocast():
 
 
 def layouts():
-    x = torch.randn(3, 4, 8)
+    x = torch.randn(3, 4, 8, dtype=torch.float64)
     return {
         "transposed": x.transpose(0, 1).contiguous().transpose(0, 1),
-        "last axis strided": torch.randn(3, 4, 16)[..., ::2],
-        "expanded": torch.randn(1, 4, 8).expand(3, 4, 8),
-        "expanded last axis": torch.randn(3, 4, 1).expand(3, 4, 8),
+        "last axis strided": torch.randn(3, 4, 16, dtype=torch.float64)[..., ::2],
+        "expanded": torch.randn(1, 4, 8, dtype=torch.float64).expand(3, 4, 8),
+        "expanded last axis": torch.randn(3, 4, 1, dtype=torch.float64).expand(3, 4, 8),
         "no samples": x[:0],
         "no tokens": x[:, :0],
     }
@@ -264,10 +264,10 @@ def layouts():
 @pytest.mark.parametrize("name", layouts())
 def test_layouts(name, routing):
     x = layouts()[name]
-    gates = torch.rand(*leading(routing, x.shape[:2]), 2, 2)
+    gates = torch.rand(*leading(routing, x.shape[:2]), 2, 2, dtype=torch.float64)
     results = []
     for each in (x.detach().requires_grad_(), x.detach().clone().contiguous().requires_grad_()):
-        weights = [part.requires_grad_() for part in parts()]
+        weights = [part.requires_grad_() for part in parts(dtype=torch.float64)]
         result = adapt(each, gates, *weights)
         result.square().sum().backward()
         results.append((result.detach(), each.grad, *(weight.grad for weight in weights)))

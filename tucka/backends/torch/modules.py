@@ -39,11 +39,10 @@ __all__ = ["ExpertParts", "TuckerAdapter", "adapt_rows"]
 # a typical layer.
 Gain = Callable[[], float | None]
 
-# How strongly cores lead to the zero half at first, times √r and the layer's gain, and how long the columns are that
-# read: short ones turn as fast as the others grow. Chosen by accuracy, see `docs/explanation/comparison.md`. The gain
-# stands for layers whose weight cannot be read.
-_LEAD: dict[str | None, float] = {None: 24.0, "columns": 3.2}
-_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5, "rotation": 1.0}
+# How strongly cores lead to the zero half at first, times √r, at a typical gain of the layer, and how long the columns
+# are that read: short ones turn as fast as the others grow. Chosen by accuracy, see `docs/explanation/comparison.md`.
+_LEAD: dict[str | None, float] = {None: 12.0, "columns": 1.6}
+_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5}
 _TYPICAL_GAIN = 2.0
 
 
@@ -90,20 +89,22 @@ class ExpertParts(nn.Module):
             self._start_at_base(gain)
 
     def _start_at_base(self, gain: Gain | None) -> None:
-        """Make half of the basis zero, and let the cores lead to it what the other half reads."""
+        """Make half of the basis zero, and let the cores or a rotation lead to it what the other half reads."""
         # The update is zero and its gradient reaches every direction of the zero half at once, as LoRA's first factor
         # leads to its zero factor. Were the cores zero instead, only their r² numbers would get a gradient at first.
         rank = self.spec.rank
         written = rank // 2
         read = rank - written
-        self.basis[:, :read] *= _READING[self.spec.factor_norm]
         self.basis[:, read:] = 0.0
         self.cores.zero_()
-        if not written or self.spec.factor_norm == "rotation":  # which leads by itself
-            return
-        measured = None if gain is None else gain()
+        measured = gain() if written and gain is not None else None
         # In inverse proportion to the gain: one learning rate then suits layers and models of very different weights.
-        lead = _LEAD[self.spec.factor_norm] / (rank**0.5 * (_TYPICAL_GAIN if measured is None else measured))
+        share = 1.0 if measured is None else _TYPICAL_GAIN / measured
+        if self.spec.factor_norm == "rotation":  # which leads by itself
+            self.basis[:, :read] *= share
+            return
+        self.basis[:, :read] *= _READING[self.spec.factor_norm]
+        lead = share * _LEAD[self.spec.factor_norm] / rank**0.5
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
         for group, cores in enumerate(self.cores):
