@@ -170,7 +170,7 @@ class TuckAConfig(PeftConfig):
     )
     gate_norm: bool = field(default=TuckerSpec.gate_norm, metadata={"help": "Whether a group's gates sum to one."})
     factor_norm: FactorNorm | Literal["auto"] | None = field(
-        default="auto", metadata={"help": "'rotation', 'columns', None, 'frobenius', or 'auto' to choose by the routing."}
+        default="auto", metadata={"help": "'rotation', 'columns', None, 'frobenius', or 'auto' to choose."}
     )
     group_names: list[str] | None = field(default=None, metadata={"help": "Names of the groups."})
     pinned_gates: list[list[float]] | None = field(default=None, metadata={"help": "A fixed route (k, t)."})

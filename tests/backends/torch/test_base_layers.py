@@ -195,9 +195,9 @@ def test_the_first_step_moves_outputs_alike_however_large_the_weight(kind, norm,
         (before * torch.randn_like(before)).sum().backward()
         zero = slice(rank - rank // 2, None)
         with torch.no_grad():  # Adam's first step, whatever the size of the gradient
-            model.parts.basis[:, zero] -= 1e-4 * model.parts.basis.grad[:, zero].sign()
-        moved.append(model(x, gates) - before.detach())
-    torch.testing.assert_close(moved[1], moved[0], rtol=1e-3, atol=1e-9)
+            model.parts.basis[:, zero] -= 1e-6 * model.parts.basis.grad[:, zero].sign()
+        moved.append((model(x, gates) - before).detach())
+    torch.testing.assert_close(moved[1], moved[0], rtol=1e-3, atol=1e-3 * float(moved[0].abs().max()))
 
 
 @pytest.mark.parametrize(("factor", "gain"), [(1e-4, 0.01), (1e4, 100.0)])

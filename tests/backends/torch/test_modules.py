@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from support.adapter_contract import WIDTH, AdapterContract, as_arrays
-from tucka import reference, soft_unit_columns
+from tucka import reference
 from tucka.backends.torch import Router, TuckerAdapter, tucker_adapt_gated
 from tucka.backends.torch.modules import ExpertParts
 from tucka.errors import ArrayError, ConfigError, RouteError, ShapeError

@@ -27,10 +27,7 @@ def cores_together(
     *,
     norm: FactorNorm | None,  # what is still to be done of it: "frobenius" never is
 ) -> list[Tensor]:
-    """Mix the cores of each layer by the same gates, with what its basis adds to them, times α: (..., r, r).
-
-    Without gates, return the slices of each layer's cores, (k·p, r, r), as `times_own` takes them.
-    """
+    """Mix each layer's cores, with what its basis adds, times α, by the same gates; without any, as for `times_own`."""
     with without_autocast(flat[0].device.type):
         # A compiler and transformations make a backward of their own.
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or are_transformations_on()):

@@ -85,10 +85,8 @@ def of_one_sample(core: Tensor) -> Tensor:
 
 
 def times_own(inner: Tensor, slices: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
-    """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores.
-
-    The slices are those of the cores, (k·p, r, r), and after them the core that all experts have in common, if any.
-    """
+    """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
+    # The slices are those of the cores, (k·p, r, r), and after them the core that all experts have in common, if any.
     weights = weights_of(expert_factor, gates)
     if len(slices) > weights.shape[1]:
         weights = torch.cat([weights, _totals(gates).to(weights.dtype)], dim=1)

@@ -128,10 +128,7 @@ class ExpertParts(nn.Module):
         return f"in_features={width}, {sizes}, expert_rank={spec.expert_rank}"
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return cores, expert factor and basis as they enter the equations, by the spec's `factor_norm`.
-
-        With a rotation in common, each expert has one more core slice: (k, p + 1, r, r) and (t, p + 1).
-        """
+        """Return cores, expert factor and basis as they enter the equations; a rotation is one more core slice."""
         (cores, expert_factor, basis), norm = self.unscaled()
         if norm == "rotation":
             return *with_rotation(cores, expert_factor, rotation_core(gram(basis))), basis

@@ -172,11 +172,7 @@ class Opened:
         if basis.dtype is not x.dtype:
             return None
         if self._grad:
-            return (
-                add_update(x, x, basis, core)
-                if gates is None
-                else add_own_update(x, x, basis, core, factor, gates)
-            )
+            return add_update(x, x, basis, core) if gates is None else add_own_update(x, x, basis, core, factor, gates)
         rows = x.reshape(-1, x.shape[-1])
         laid = turned(basis, x.dtype, rows.shape[0])
         inner = into(rows, laid)
