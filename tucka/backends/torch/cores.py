@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.mixing import gram, of_one_sample, rotation_core, scale_of, scaled, squared_lengths
+from tucka.backends.torch.mixing import (
+    of_one_sample,
+    rotation_cores,
+    scale_of,
+    scaled,
+    squared_lengths,
+    weighs_experts,
+)
 from tucka.backends.torch.private import are_transformations_on, versions_of
 from tucka.backends.torch.thin import cast, wide_dtype, without_autocast
 from tucka.spec import FactorNorm
@@ -55,11 +62,17 @@ class _Mixing:
         stacked = cast(torch.stack(list(flat[0::3])), dtype)  # (L, k, p, r, r)
         layers, groups, slices, rank = stacked.shape[:4]
         self.slices = stacked.reshape(layers, groups * slices, rank * rank)
+        self.makes_experts = gates is None and weighs_experts(flat[1])
         if norm == "rotation":
             if self.common is None:
-                self.common = rotation_core(torch.stack([gram(basis) for basis in flat[2::3]])).to(dtype)  # (L, r, r)
-            self.slices = torch.cat([self.slices / rank, self.common.reshape(layers, 1, -1)], dim=1)
+                self.common = cast(rotation_cores(flat[2::3]), dtype)  # (L, r, r)
+            self.slices = self.slices / rank
+            if not self.makes_experts:
+                self.slices = torch.cat([self.slices, self.common.reshape(layers, 1, -1)], dim=1)
         sets = self.slices.shape[1]
+        if self.makes_experts:
+            self.factors = cast(torch.stack(list(flat[1::3])), dtype)[:, None]  # (L, 1, t, p)
+            sets = groups * self.factors.shape[2]
         if gates is not None:
             sets = math.prod(gates.shape[:-2])
             self.factors = cast(torch.stack(list(flat[1::3])), dtype)  # (L, t, p)
@@ -82,11 +95,22 @@ class _Mixing:
         self._shape, self._cores = (layers, sets, rank, rank), cores
 
     @property
+    def by_group(self) -> Tensor:
+        """The core slices of each group, (L, k, p, r²), without a common one."""
+        layers, _, size = self.slices.shape
+        return self.slices.reshape(layers, -1, self.factors.shape[-1], size)
+
+    @property
     def cores(self) -> Tensor:
-        """The mixed cores (L, N, r, r)."""
+        """The mixed cores (L, N, r, r), or those of all experts or slices."""
         if self._cores is None:
             mixed = self.slices if self.weights is None else torch.bmm(self.weights, self.slices)
-            self._cores = scaled(mixed.reshape(self._shape), self.between)
+            if self.makes_experts:
+                mixed = torch.matmul(self.factors, self.by_group)
+            mixed = mixed.reshape(self._shape)
+            if self.makes_experts and self.common is not None:
+                mixed = mixed + self.common[:, None]
+            self._cores = scaled(mixed, self.between)
         return self._cores
 
 
@@ -141,8 +165,17 @@ class _Mixed(torch.autograd.Function):
                 if made.common is not None:
                     of_gates = of_gates.reshape(sets, gates.shape[-2:].numel()) + of_totals.sum(dim=0)[:, None]
                 of_gates = cast(of_gates.reshape(gates.shape), gates.dtype)
-        if made.common is not None:
-            of_common, of_slices = of_slices[:, -1], of_slices[:, :-1] / rank
+        of_common: Tensor | None = None
+        if made.makes_experts:
+            of_common = None if made.common is None else of_slices.sum(dim=1)
+            of_experts, by_group = of_slices, of_used(made.by_group)
+            of_experts = of_experts.reshape(*by_group.shape[:2], -1, rank * rank)  # (U, k, t, r²)
+            of_factors = torch.matmul(of_experts, by_group.transpose(2, 3)).sum(dim=1)
+            of_slices = torch.matmul(of_used(made.factors).transpose(2, 3), of_experts)
+        elif made.common is not None:
+            of_common, of_slices = of_slices[:, -1], of_slices[:, :-1]
+        if made.common is not None and of_common is not None:
+            of_slices = of_slices / rank
             # dB = B dM B / 2 for the products M = UᵀU, and both factors of M have a share.
             turned = of_used(made.common).transpose(1, 2)
             of_grams = 0.5 * turned @ of_common.reshape(turned.shape) @ turned
@@ -164,7 +197,10 @@ class _Mixed(torch.autograd.Function):
             if columns and needed[3 * index + 2]:
                 result[3 * index + 2] = cast(basis * columns[place], basis.dtype)
             elif grams and needed[3 * index + 2]:
-                result[3 * index + 2] = cast(torch.mm(cast(basis, grams[place].dtype), grams[place]), basis.dtype)
+                of_gram = grams[place]
+                is_wide = basis.dtype is of_gram.dtype
+                of_basis = torch.mm(basis if is_wide else basis.to(of_gram.dtype), of_gram)
+                result[3 * index + 2] = of_basis if is_wide else of_basis.to(basis.dtype)
         return of_gates, None, None, *result
 
 

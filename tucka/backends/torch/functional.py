@@ -170,15 +170,15 @@ def add_gated_update(
     flat = cores, expert_factor, basis
     if not has_own_gates(x, gates):
         return add_update(base, x, basis, cores_together(gates, flat, (1.0,), norm=norm)[0], alpha=alpha)
-    slices = cores_together(None, flat, (1.0,), norm=norm)[0] if norm else cores.flatten(0, 1)
-    return add_own_update(base, x, basis, slices, expert_factor, gates, alpha=alpha)
+    own = cores_together(None, flat, (1.0,), norm=norm)[0]
+    return add_own_update(base, x, basis, own, expert_factor, gates, alpha=alpha)
 
 
 def add_own_update(
     base: Tensor,  # (..., d)
     x: Tensor,  # (..., d)
     basis: Tensor,  # (d, r)
-    slices: Tensor,  # as `times_own` takes them
+    cores: Tensor,  # as `times_own` takes them
     expert_factor: Tensor,  # (t, p)
     gates: Tensor,  # (..., k, t), a set for each row of x
     *,
@@ -186,6 +186,6 @@ def add_own_update(
 ) -> Tensor:
     """Add the update of rows that have gates of their own."""
     inner, rows = project(x, basis)
-    inner = times_own(inner, slices, expert_factor, gates, alpha=alpha)
+    inner = times_own(inner, cores, expert_factor, gates, alpha=alpha)
     rows = rows if base is x else rows_of(base, rows.dtype)
     return add_product(rows, inner, basis).reshape(base.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,10 @@ __all__ = [
     "between_columns",
     "column_scale",
     "core_gradient",
-    "cores_of_experts",
-    "gram",
     "has_own_gates",
     "mixed",
     "of_one_sample",
-    "rotation_core",
+    "rotation_cores",
     "scale_of",
     "scaled",
     "spread_times",
@@ -28,6 +28,7 @@ __all__ = [
     "times_core",
     "times_mixed",
     "times_own",
+    "weighs_experts",
     "weights_of",
     "with_rotation",
 ]
@@ -48,17 +49,6 @@ def weights_of(expert_factor: Tensor, gates: Tensor) -> Tensor:
     groups, experts = gates.shape[-2:]
     weights = _wide_product(gates if gates.ndim == 2 else gates.reshape(-1, experts), expert_factor)
     return weights.reshape(-1, groups * expert_factor.shape[-1])
-
-
-def cores_of_experts(slices: Tensor, expert_factor: Tensor, groups: int) -> Tensor:
-    """Mix core slices, as `times_own` takes them, by the expert factor (t, p), to a core for each expert (k·t, r²)."""
-    dtype = wide_dtype(slices, expert_factor)
-    rows = cast(slices, dtype).flatten(1)
-    count = groups * expert_factor.shape[1]
-    with without_autocast(slices.device.type):
-        each = torch.matmul(cast(expert_factor, dtype), rows[:count].reshape(groups, -1, rows.shape[1]))
-    each = each.reshape(-1, rows.shape[1])
-    return each + rows[count:] if rows.shape[0] > count else each
 
 
 def times_core(inner: Tensor, core: Tensor) -> Tensor:
@@ -84,21 +74,24 @@ def of_one_sample(core: Tensor) -> Tensor:
     return core[0] if core.ndim == 3 and core.shape[0] == 1 else core
 
 
-def times_own(inner: Tensor, slices: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
+def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
     """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
-    # The slices are those of the cores, (k·p, r, r), and after them the core that all experts have in common, if any.
-    weights = weights_of(expert_factor, gates)
-    if len(slices) > weights.shape[1]:
-        weights = torch.cat([weights, _totals(gates).to(weights.dtype)], dim=1)
-    weights = cast(scaled(weights, alpha), inner.dtype)
-    times = times_mixed if mixes_each_row(inner.shape[1], len(slices)) else spread_times
-    return times(inner, weights, cast(slices, inner.dtype))
+    # The cores are those of all experts, or slices: k·p, and after them what all experts have in common, if anything.
+    if weighs_experts(expert_factor):
+        weights = gates.reshape(-1, len(cores))
+    else:
+        weights = weights_of(expert_factor, gates)
+        if len(cores) > weights.shape[1]:
+            totals = gates.reshape(-1, gates.shape[-2:].numel()).sum(dim=1, keepdim=True, dtype=weights.dtype)
+            weights = torch.cat([weights, totals], dim=1)
+    times = times_mixed if mixes_each_row(inner.shape[1], len(cores)) else spread_times
+    return times(inner, cast(weights, inner.dtype), cast(scaled(cores, alpha), inner.dtype))
 
 
-def _totals(gates: Tensor) -> Tensor:
-    """Sum all gates (..., k, t) of a set, (N, 1)."""
-    dtype = wide_dtype(gates)
-    return gates.reshape(-1, gates.shape[-2] * gates.shape[-1]).sum(dim=1, keepdim=True, dtype=dtype)
+def weighs_experts(expert_factor: Tensor) -> bool:
+    """Tell whether rows with gates of their own weigh the cores of experts, by a factor (t, p), and not the slices."""
+    # The gates are then the weights, and no more cores have to be weighed than there are slices.
+    return expert_factor.shape[0] <= expert_factor.shape[1]
 
 
 def times_mixed(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
@@ -141,16 +134,13 @@ def between_columns(cores: Tensor, scale: Tensor) -> Tensor:
     return cores * torch.outer(scale, scale)
 
 
-def gram(basis: Tensor) -> Tensor:
-    """Return UᵀU (r, r) of a basis U (d, r), in float32 at least."""
-    wide = cast(basis, wide_dtype(basis))
-    with without_autocast(basis.device.type):
-        return torch.mm(wide.t(), wide)
-
-
-def rotation_core(grams: Tensor) -> Tensor:
-    """Return the core (..., r, r) of the rotation that bases with the products UᵀU give, see `tucka.rotation_core`."""
-    # Its derivative is that of an inverse: dB = B dM B / 2, for the products M.
+def rotation_cores(bases: Sequence[Tensor]) -> Tensor:
+    """Return the core (r, r) of the rotation that each basis (d, r) gives, (L, r, r), see `tucka.rotation_core`."""
+    # Widths may differ, so the products UᵀU are made one by one. The derivative of a core B is dB = B dM B / 2, for the
+    # products M.
+    dtype = wide_dtype(bases[0])
+    wide = bases if bases[0].dtype is dtype else [basis.to(dtype) for basis in bases]
+    grams = torch.stack([torch.mm(basis.t(), basis) for basis in wide])
     rank = grams.shape[-1]
     strength, ones = rotation_strength(rank), grams.new_ones(rank // 2)
     pairs = torch.diag(ones, rank - rank // 2) - torch.diag(ones, rank // 2 - rank)  # S / c

@@ -16,9 +16,8 @@ from tucka.backends.torch.laid_out import LaidOut
 from tucka.backends.torch.mixing import (
     between_columns,
     column_scale,
-    gram,
     has_own_gates,
-    rotation_core,
+    rotation_cores,
     with_rotation,
 )
 from tucka.backends.torch.private import (
@@ -28,7 +27,7 @@ from tucka.backends.torch.private import (
     parameters_by_name,
     whole_shape,
 )
-from tucka.backends.torch.thin import cast, compute_dtype
+from tucka.backends.torch.thin import cast, compute_dtype, without_autocast
 from tucka.backends.torch.update import add_update
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import FactorNorm, TuckerSpec
@@ -131,7 +130,8 @@ class ExpertParts(nn.Module):
         """Return cores, expert factor and basis as they enter the equations; a rotation is one more core slice."""
         (cores, expert_factor, basis), norm = self.unscaled()
         if norm == "rotation":
-            return *with_rotation(cores, expert_factor, rotation_core(gram(basis))), basis
+            with without_autocast(basis.device.type):
+                return *with_rotation(cores, expert_factor, rotation_cores([basis])[0]), basis
         # The same update as with `soft_unit_columns` of the basis, and fewer numbers to scale.
         return between_columns(cores, column_scale(basis)) if norm == "columns" else cores, expert_factor, basis
 

@@ -62,7 +62,7 @@ class Group:
 
     def made(self, gates: Tensor | None) -> Made | None:
         """Make the cores of all layers, if that pays."""
-        if len(self.parts) < _LEAST or (gates is None and self.norm is None):
+        if len(self.parts) < _LEAST:
             return None
         groups, slices, rank, _ = self.flat[0].shape
         numbers = rank**2 * ((0 if gates is None else gates.shape[:-2].numel()) + groups * slices)
@@ -115,8 +115,8 @@ class Shared:
         self.opened: Opened | None = None  # until a call inside has ended: then layers ask for their route again
 
     def core(self, adapter: str, parts: ExpertParts, gates: Tensor | None, group: Callable[[], Group]) -> Tensor | None:
-        """Return a layer's core (..., r, r) mixed by gates, or its slices without; None if it makes its own."""
-        # With α and what the basis does to them. Tokens with gates of their own need the slices.
+        """Return a layer's core (..., r, r) mixed by gates, or those of its experts; None if it makes its own."""
+        # With α and what the basis does to them. Tokens with gates of their own need all experts'.
         if not _may_share():
             return None
         key = adapter, torch.is_grad_enabled()

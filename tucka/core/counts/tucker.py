@@ -26,10 +26,18 @@ def tucker_cost(layer: Layer, sizes: Sizes) -> Cost:
     slices = k * p + 1 if sizes["rotation"] else k * p
     weights, mixing = k * t * p, slices * r * r
     if sizes["routing"] == "token" and not sizes["pinned"]:
-        # Each token has a Ḡ, which is multiplied by x U; or the outer product of γ C and x U, times the stacked cores.
-        own = r * r if mixes_each_row(r, slices) else slices * r
-        forward = Amount(per_token=2 * d * r + weights + own + mixing)
-        kept = Amount(per_token=d + 2 * r + slices + own)  # x, x U, (x U) Ḡ, γ C, and Ḡ or the outer product
+        # With no more experts than slices, the gates γ weigh the experts' cores, which are made once; else γ C weighs
+        # slices. Each token has a Ḡ, which is multiplied by x U, or the outer product of weights and x U, times cores.
+        weighs_experts = t <= p
+        count = k * t if weighs_experts else slices
+        own = r * r if mixes_each_row(r, count) else count * r
+        forward = Amount(per_token=2 * d * r + own + count * r * r)
+        # x, x U, (x U) Ḡ, Ḡ or the outer product, and the cores with their scale. Gates count with the router.
+        kept = Amount(per_token=d + 2 * r + own, fixed=count * r * r)
+        if weighs_experts:
+            forward += Amount(fixed=k * t * p * r * r)
+        else:
+            forward, kept = forward + Amount(per_token=weights), kept + Amount(per_token=slices)
     else:
         forward = Amount(per_token=2 * d * r + r * r) + _for_each_decision(weights + mixing, sizes)
         # x counts in every layer, although layers that read the same input share one copy.
