@@ -29,7 +29,7 @@ from benchmarks.quality.tasks import TASKS
 from benchmarks.quality.training import adapt, predict, train
 from tucka.backends.torch.modules import ExpertParts
 
-TASK, METHODS = "reviews", ("lora_r8", "tucka", "tucka_r8")
+TASK, METHODS = "reviews", ("lora_r8", "tucka", "tucka_r8_columns")
 _PROBED, _LOOKS = 64, 6  # validation texts, and how many times a training is looked at
 
 

@@ -148,7 +148,7 @@ def window(task, name):
 
 
 def both(task, within):
-    return [window(task, name).ends(within) for name in ("lora_r8", "tucka_r8")]
+    return [window(task, name).ends(within) for name in ("lora_r8", "tucka_r8_columns")]
 
 
 @cache
@@ -252,7 +252,7 @@ def best_of(task, name):
 
 
 def seeds_of(task):
-    return len(next(iter(window(task, "tucka_r8").scores.values())))
+    return len(next(iter(window(task, "tucka_r8_columns").scores.values())))
 
 
 def same_lead_by_seed():
