@@ -57,7 +57,7 @@ def rotation(basis: Array) -> Array:
     rank, generator = basis.shape[1], np.zeros((basis.shape[0], basis.shape[0]))
     for i in range(rank // 2):
         read, written = basis[:, i], basis[:, rank - rank // 2 + i]
-        generator += math.sqrt(32 / rank) * (np.outer(read, written) - np.outer(written, read))
+        generator += math.sqrt(8 / rank) * (np.outer(read, written) - np.outer(written, read))
     identity = np.eye(len(generator))
     return np.linalg.solve(identity - generator / 2.0, identity + generator / 2.0)
 

@@ -14,7 +14,7 @@ def rotation_core(basis: Array) -> Array:
     r"""Compute the core B of a rotation :math:`I + U B U^\top` that turns half of the columns of U to the other half.
 
     With :math:`S = c \sum_i (e_i e_{r'+i}^\top - e_{r'+i} e_i^\top)`, where column i of the first
-    :math:`r' = \lceil r/2 \rceil` is paired with column r' + i, and :math:`c = \sqrt{32/r}`, it is the Cayley
+    :math:`r' = \lceil r/2 \rceil` is paired with column r' + i, and :math:`c = \sqrt{8/r}`, it is the Cayley
     transform of :math:`U S U^\top`: :math:`B = (I - \tfrac{1}{2} S\, U^\top U)^{-1} S`. Where the columns are
     orthogonal, a pair v, w is a plane that turns by :math:`2 \arctan(\tfrac{c}{2} \|v\| \|w\|)`. With
     ``factor_norm="rotation"``, the core of every expert is B and what the expert has of its own, divided by r.
@@ -47,7 +47,7 @@ def rotation_core(basis: Array) -> Array:
     Examples
     --------
     >>> import numpy as np
-    >>> basis = np.array([[0.5, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    >>> basis = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
     >>> np.eye(3) + basis @ rotation_core(basis) @ basis.T
     array([[ 0.,  1.,  0.],
            [-1.,  0.,  0.],
@@ -75,4 +75,4 @@ def _pairs(rank: int, like: Array) -> Array:
 
 def rotation_strength(rank: int) -> float:
     """Return c: by how much a step of training turns an input is then much the same for all ranks."""
-    return math.sqrt(32 / rank)
+    return math.sqrt(8 / rank)

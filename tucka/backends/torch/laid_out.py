@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tucka.backends.torch.cores import cores_together
-from tucka.backends.torch.mixing import has_own_gates, times_core, times_own
+from tucka.backends.torch.mixing import has_own_gates, times_core, times_own, weighs_experts
 from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
 from tucka.spec import FactorNorm
@@ -99,7 +99,12 @@ class LaidOut:
         """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
         if self._own is None:
             self._own = cast(self._made(None), self.dtype)
-        return times_own(inner, self._own, self._factor, gates, alpha=1.0)
+        rows, rank = inner.shape
+        if not 0 < rows <= FEW or not weighs_experts(self._factor):
+            return times_own(inner, self._own, self._factor, gates, alpha=1.0)
+        # The same in fewer calls.
+        own = torch.mm(cast(gates.reshape(rows, -1), self.dtype), self._own.view(-1, rank * rank))
+        return torch.mm(inner, own.view(rank, rank)) if rows == 1 else times_core(inner, own.view(rows, rank, rank))
 
     def reading(self, core: Tensor, rows: int) -> Tensor | None:
         """Return (U Ḡ)ᵀ (r, d) where few rows have one core (r, r): then two products suffice, and not three."""

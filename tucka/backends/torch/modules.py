@@ -38,10 +38,11 @@ __all__ = ["ExpertParts", "TuckerAdapter", "adapt_rows"]
 # a typical layer.
 Gain = Callable[[], float | None]
 
-# How strongly cores lead to the zero half at first, times √r, at a typical gain of the layer, and how long the columns
-# are that read: short ones turn as fast as the others grow. Chosen by accuracy, see `docs/explanation/comparison.md`.
+# How strongly cores lead to the zero half at first, times √r, and how long the columns are that read: short ones turn
+# faster. Both at a typical gain of the layer. A rotation leads by itself, so with it the gain changes the lengths.
+# Chosen by accuracy, see `docs/explanation/comparison.md`.
 _LEAD: dict[str | None, float] = {None: 12.0, "columns": 1.6}
-_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5}
+_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5, "rotation": 2.0}
 _TYPICAL_GAIN = 2.0
 
 
