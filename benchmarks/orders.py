@@ -69,7 +69,7 @@ def table(report: dict[str, Any]) -> str:
             for order in ORDERS:
                 seconds = statistics.median(pair[clock] for pair in kinds[f"{order}, {kind}"].values())
                 cells.append(f"{1e6 * seconds:.0f}")
-        taken = "mixed" if mixes_each_row(rank, slices, 1) else "spread"
+        taken = "mixed" if mixes_each_row(rank, slices) else "spread"
         lines.append(f"| {' | '.join(cells)} | {taken} |")
     about = report["about"]
     where = f"{about['options']['tokens']} tokens, float32; {about['device']}, {about['options']['threads']} thread(s)"

@@ -19,6 +19,7 @@ from tucka.core.experts import TuckerExperts
 from tucka.core.fitting.decomposition import FittedExperts, compress, fit_experts
 from tucka.core.householder import householder_experts, householder_gamma, householder_product
 from tucka.core.modes import mode_product, multi_mode_product
+from tucka.core.rotation import rotation_core
 from tucka.core.routing import affinity_logits, routing_feature, select_gates
 from tucka.errors import ArrayError, CheckpointError, ConfigError, RouteError, ShapeError, TuckaError
 from tucka.spec import Affinity, Routing, TuckerSpec
@@ -59,6 +60,7 @@ __all__ = [
     "mode_product",
     "multi_mode_product",
     "paper_counts",
+    "rotation_core",
     "routing_feature",
     "select_gates",
     "simulate_routing",

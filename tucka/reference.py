@@ -52,6 +52,16 @@ def soft_unit_columns(basis: Array) -> Array:
     return np.stack([column / math.sqrt(sum(number**2 for number in column) + 1 / 16) for column in basis.T], axis=1)
 
 
+def rotation(basis: Array) -> Array:
+    """Turn the i-th column of a basis (d, r) to the one half of r later, by Cayley's transform of c (v wᵀ − w vᵀ)."""
+    rank, generator = basis.shape[1], np.zeros((basis.shape[0], basis.shape[0]))
+    for i in range(rank // 2):
+        read, written = basis[:, i], basis[:, rank - rank // 2 + i]
+        generator += math.sqrt(8 / rank) * (np.outer(read, written) - np.outer(written, read))
+    identity = np.eye(len(generator))
+    return np.linalg.solve(identity - generator / 2.0, identity + generator / 2.0)
+
+
 def householder_gamma(vectors: Array) -> Array:
     """Compute Γ (r, r) of unit columns (d, r) by the recursion of Eq. (2)."""
     # The lower left block is 0, and not what the paper prints.

@@ -34,8 +34,8 @@ __all__ = [
 Routing = Literal["batch", "sample", "token"]
 #: How a feature is compared with the centroids, see `tucka.affinity_logits`; ``"dot"`` is the paper's.
 Affinity = Literal["dot", "group_norm", "centered", "directional"]
-#: How a basis is kept from growing, see `tucka.soft_unit_columns`; ``"frobenius"`` is that of the authors' code.
-FactorNorm = Literal["columns", "frobenius"]
+#: How an update is kept from growing, see `TuckerSpec`; ``"frobenius"`` is that of the authors' code.
+FactorNorm = Literal["rotation", "columns", "frobenius"]
 RouterInit = Literal["balanced", "dai", "kaiming"]
 # The affinities that subtract a centre from the features.
 CENTERED = ("centered", "directional")
@@ -97,9 +97,11 @@ class TuckerSpec:
         the paper's ``"dai"`` elsewhere.
     gate_norm : bool
         Whether the gates of the chosen group are made to sum to one (the paper's Eq. 8).
-    factor_norm : {"columns", None, "frobenius"}
-        ``"columns"`` keeps the columns of the basis shorter than one, see `tucka.soft_unit_columns`. ``"frobenius"``
-        divides cores, expert factor and basis by their norms, as the authors' code does. None is the paper's.
+    factor_norm : {"rotation", "columns", None, "frobenius"}
+        How the update is kept from growing. With ``"rotation"`` all experts have the core of one rotation in common,
+        which the basis gives (`tucka.rotation_core`), and each adds its own part. ``"columns"`` keeps the columns of
+        the basis shorter than one, see `tucka.soft_unit_columns`. ``"frobenius"`` divides cores, expert factor and
+        basis by their norms, as the authors' code does. None is the paper's.
 
     Raises
     ------
@@ -131,7 +133,7 @@ class TuckerSpec:
     balance_rate: float = 0.0
     router_init: RouterInit | None = None
     gate_norm: bool = True
-    factor_norm: FactorNorm | None = "columns"
+    factor_norm: FactorNorm | None = "rotation"
 
     def __post_init__(self) -> None:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -154,8 +156,8 @@ class TuckerSpec:
         return self.groups * self.experts_per_group
 
 
-def mixes_each_row(rank: int, groups: int, expert_rank: int) -> bool:
+def mixes_each_row(rank: int, slices: int) -> bool:
     """Tell whether rows with gates of their own get mixed cores, r² numbers each; else their x U is spread to k·p·r."""
-    # Both orders take k·p·r² multiply-adds for each row. The one that writes fewer numbers takes less memory and, as
-    # `benchmarks/orders.py` measures, less time in training.
-    return rank < groups * expert_rank
+    # Both orders take r² multiply-adds for each row and core slice. The one that writes fewer numbers takes less memory
+    # and, as `benchmarks/orders.py` measures, less time in training.
+    return rank < slices

@@ -36,7 +36,7 @@ class Experiment:
         """A short hash of all that changes the outcome of a run, so that an edited file is another experiment."""
         config = dict(self.config)
         if self.adapter == "TuckAConfig":
-            config = {"routing": None, "factor_norm": "columns", **config}
+            config = {"routing": None, "factor_norm": "rotation", **config}
             config = {name: value for name, value in config.items() if name not in _FIRST or value != _FIRST[name]}
         decisive = [self.kind, self.adapter, config, self.parts]
         decisive += [self.start] if self.start else []

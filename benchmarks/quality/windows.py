@@ -23,7 +23,17 @@ from benchmarks.quality.report import of_experiment, short
 from benchmarks.quality.run import RESULTS, read_results, score
 
 # Compared at equal seeds; what has run with at least so many rates takes part.
-METHODS = ("lora_r8", "tucka_r8", "tucka", "lora_r4", "tucka_r2_bounded", "tucka_one_bounded", "hra_r8", "oft_b32")
+METHODS = (
+    "lora_r8",
+    "tucka_r8",
+    "tucka_r8_columns",
+    "tucka",
+    "lora_r4",
+    "tucka_r2_bounded",
+    "tucka_one_bounded",
+    "hra_r8",
+    "oft_b32",
+)
 LEAST_RATES, WITHIN = 4, (0.01, 0.03)
 
 

@@ -102,9 +102,10 @@ def test_multiply_adds_of_tucka_are_those_of_its_own_peft_method(routing, data, 
     tokens = samples * length
     frozen = tokens * sum(width * out for width, out in layers)
     # Where token routing forms an outer product, it does so element by element, which torch's counter leaves out.
-    forms_outer = routing == "token" and not mixes_each_row(sizes["r"], sizes["k"], sizes["p"])
-    outer = tokens * sizes["k"] * sizes["p"] * sizes["r"] * len(layers) if forms_outer else 0
-    passed = {"tokens": tokens, "samples": samples, "routing": routing, **sizes}
+    weighed = sizes["k"] * sizes["t"] if sizes["t"] <= sizes["p"] else sizes["k"] * sizes["p"] + 1
+    forms_outer = routing == "token" and not mixes_each_row(sizes["r"], weighed)
+    outer = tokens * weighed * sizes["r"] * len(layers) if forms_outer else 0
+    passed = {"tokens": tokens, "samples": samples, "routing": routing, "rotation": True, **sizes}
     assert tucka.count_flops("tucka", layers, **passed) == measured.forward - frozen + outer
     assert tucka.count_flops("tucka", layers, backward=True, **passed) == measured.backward - frozen + 2 * outer
 

@@ -60,8 +60,9 @@ def test_merged_and_unmerged_models_give_the_adapters_outputs(kind):
         close(value.double(), state[key].double())
 
 
+@pytest.mark.parametrize("norm", [None, "columns", "rotation"])
 @given(data=st.data())
-def test_the_merged_weight_is_the_papers(data):
+def test_the_merged_weight_is_the_papers(norm, data):
     parts = data.draw(tucker_parts())
     gates = data.draw(arrays(*parts.gate_shape)) / 8
     k, p, r, _ = parts.cores.shape
@@ -69,7 +70,14 @@ def test_the_merged_weight_is_the_papers(data):
     layer = nn.Linear(width, 3).double()
     weight = layer.weight.detach().numpy().copy()
     config = TuckAConfig(
-        r=r, k=k, t=parts.gate_shape[1], p=p, alpha=0.5, pinned_gates=gates.tolist(), target_modules=["0"]
+        r=r,
+        k=k,
+        t=parts.gate_shape[1],
+        p=p,
+        alpha=0.5,
+        pinned_gates=gates.tolist(),
+        factor_norm=norm,
+        target_modules=["0"],
     )
     model = get_peft_model(nn.Sequential(layer), config)
     experts = model.base_model.model[0].experts("default")
@@ -78,9 +86,14 @@ def test_the_merged_weight_is_the_papers(data):
     model.merge_adapter()
     merged = model.base_model.model[0].base_layer.weight.detach().numpy()
     # (I + αT) W in the paper's layout, row by row of the identity.
-    used = parts.cores, parts.expert_factor, reference.soft_unit_columns(parts.basis)
-    desired = reference.adapt(np.eye(width), gates, *used, alpha=0.5) @ weight.T
-    assert_close(merged.T, desired, eps=2.0**-52, terms=width * r * p * k)
+    basis = reference.soft_unit_columns(parts.basis) if norm == "columns" else parts.basis
+    cores = parts.cores / r if norm == "rotation" else parts.cores
+    adapted = reference.adapt(np.eye(width), gates, cores, parts.expert_factor, basis, alpha=0.5)
+    eps = 2.0**-52
+    if norm == "rotation":
+        adapted += 0.5 * gates.sum() * (reference.rotation(basis) - np.eye(width))
+        eps *= (1.0 + 6.0 * np.square(basis).sum()) ** 2  # the products UᵀU are what the rotation is solved from
+    assert_close(merged.T, adapted @ weight.T, eps=eps, terms=width * r * p * k)
 
 
 @pytest.mark.filterwarnings("ignore:Already following adapters were merged:UserWarning")

@@ -99,10 +99,16 @@ def test_the_words_of_lora_are_told_the_words_here(word, right):
 
 
 def test_a_configuration_with_nothing_to_decide_is_kept_and_one_that_leaves_something_is_not_changed():
-    decided, open_one = config_for("llama", routing="sample"), config_for("llama", routing=None)
+    decided = config_for("llama", routing="sample", factor_norm="rotation")
+    open_one = config_for("llama", routing=None)
     assert get_peft_model(make("llama"), decided).peft_config["default"] is decided
     model = get_peft_model(make("llama"), open_one)
-    assert (model.peft_config["default"].routing, open_one.routing) == ("token", None)
+    config = model.peft_config["default"]
+    assert (config.routing, open_one.routing) == ("token", None)
+    assert (config.factor_norm, open_one.factor_norm) == ("rotation", "auto")
+    assert get_peft_model(make("llama"), config_for("llama", routing="given")).peft_config["default"].factor_norm == (
+        "columns"
+    )
     everywhere = TuckAConfig(r=2, routing="sample", target_modules="all-linear")
     get_peft_model(make("llama"), everywhere)
     assert everywhere.target_modules == "all-linear"

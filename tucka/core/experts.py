@@ -56,7 +56,7 @@ def adapt(x: Array, parts: Parts, gates: Array, *, alpha: float | Array) -> Arra
         inner = handle.matmul(
             inner, handle.reshape(mixed, (*mixed.shape[:-2], *(1,) * (shared - 1), *mixed.shape[-2:]))
         )
-    elif mixes_each_row(rank, groups, slices):
+    elif mixes_each_row(rank, groups * slices):
         inner = handle.matmul(inner[..., None, :], mix_cores(cores, expert_factor, gates))[..., 0, :]
     else:
         weights = cast(_core_weights(expert_factor, gates), x.dtype)

@@ -87,9 +87,12 @@ class TuckAConfig(PeftConfig):
         `balance_router`; 0 for none.
     gate_norm : bool
         Whether the gates of the chosen group sum to one (Eq. 8).
-    factor_norm : {"columns", None, "frobenius"}
-        ``"columns"`` keeps the columns of the basis shorter than one, see `tucka.soft_unit_columns`; None is the
-        paper's. ``"frobenius"`` divides the factors by their norms, as the authors' code does.
+    factor_norm : {"auto", "rotation", "columns", None, "frobenius"}
+        How the update is kept from growing. ``"rotation"``: all experts have a rotation in common, which the basis
+        gives (`tucka.rotation_core`), and each adds its own part. ``"columns"`` keeps the columns of the basis shorter
+        than one (`tucka.soft_unit_columns`). None is the paper's. ``"frobenius"`` divides the factors by their norms,
+        as the authors' code does. ``"auto"`` stands for ``"columns"`` with ``routing="given"``, where the groups are to
+        have nothing in common but the basis, and else for ``"rotation"``.
     group_names : list of str, optional
         A name for each group, by which `given_route` and `pin_route` know it.
     pinned_gates : array_like, shape (k, t), optional
@@ -166,8 +169,8 @@ class TuckAConfig(PeftConfig):
         default=TuckerSpec.balance_rate, metadata={"help": "Step of the bias on the choice, against the load."}
     )
     gate_norm: bool = field(default=TuckerSpec.gate_norm, metadata={"help": "Whether a group's gates sum to one."})
-    factor_norm: FactorNorm | None = field(
-        default=TuckerSpec.factor_norm, metadata={"help": "'columns', None or 'frobenius'."}
+    factor_norm: FactorNorm | Literal["auto"] | None = field(
+        default="auto", metadata={"help": "'rotation', 'columns', None, 'frobenius', or 'auto' to choose."}
     )
     group_names: list[str] | None = field(default=None, metadata={"help": "Names of the groups."})
     pinned_gates: list[list[float]] | None = field(default=None, metadata={"help": "A fixed route (k, t)."})
@@ -194,13 +197,15 @@ class TuckAConfig(PeftConfig):
         self.peft_type = add_peft_type("TUCKA")
         check_choice("routing", self.routing, (None, "batch", "sample", "token", "given"), where=_WHERE)
         for name, value in self._checked_spec().items():
-            if name != "routing":
+            if name != "routing" and getattr(self, name, None) != "auto":
                 setattr(self, LETTERS.get(name, name), value)
         check_fields(self)
 
     def _checked_spec(self) -> dict[str, Any]:
         """Return the fields of the `TuckerSpec`, checked in the words of this class."""
         given = {item.name: getattr(self, LETTERS.get(item.name, item.name)) for item in fields(TuckerSpec)}
+        if given["factor_norm"] == "auto":
+            given["factor_norm"] = "columns" if given["routing"] == "given" else TuckerSpec.factor_norm
         if given["routing"] in (None, "given"):  # gates for each sample, whoever makes them
             given["routing"] = "sample"
         return check_spec(given, words=LETTERS, where=_WHERE)
@@ -225,13 +230,15 @@ class TuckAConfig(PeftConfig):
     def resolved(self, *, decoder_only: bool) -> TuckAConfig:
         """Return a copy for one model in which all that depends on it is decided; itself where nothing does."""
         names_layers = self.target_modules not in (None, INCLUDE_LINEAR_LAYERS_SHORTHAND)
-        if names_layers and self.routing is not None and (self.k, self.t, self.p) != (1, 1, 1):
+        is_decided = self.routing is not None and self.factor_norm != "auto"
+        if names_layers and is_decided and (self.k, self.t, self.p) != (1, 1, 1):
             return self
         if self.modules_to_save is None and self.task_type in ("TOKEN_CLS", "QUESTION_ANS"):
             self.modules_to_save = []  # PEFT adds the head to this list afterwards, so the copy must share it
         config = copy.copy(self)
         if config.routing is None:
             config.routing = "token" if decoder_only else "sample"
+        config.factor_norm = config.spec.factor_norm
         if config.k == config.t == config.p == 1 and config.gate_norm and config.pinned_gates is None:
             config.pinned_gates = [[1.0]]  # the only route that there is
         return config

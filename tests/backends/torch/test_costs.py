@@ -101,7 +101,7 @@ def test_multiply_adds_are_those_of_the_formula(routing):
     x = activations()
     rows = x.numel() // WIDTH
     measured = measure(lambda: layers[0](x, gates)).forward - rows * WIDTH * WIDTH
-    sizes = {"r": RANK, "k": 2, "t": 2, "p": 2, "routing": routing}
+    sizes = {"r": RANK, "k": 2, "t": 2, "p": 2, "routing": routing, "rotation": True}
     formula = tucka.count_flops("tucka", [(WIDTH, WIDTH)], tokens=rows, samples=TOKENS[0], **sizes)
     routers = 4 * WIDTH * {"batch": 1, "sample": TOKENS[0], "token": rows}[routing]
     assert measured == pytest.approx(formula - routers, rel=0.02)
@@ -115,4 +115,5 @@ def test_mixing_does_not_grow_with_the_batch():
         thin = samples * 8 * (2 * WIDTH * RANK + RANK * RANK)
         return measure(lambda: adapter(x, gates)).forward - thin
 
-    assert mixing(1) == mixing(50) == 2 * 2 * 2 + 2 * 2 * RANK * RANK
+    turning = WIDTH * RANK * RANK + 2 * RANK**3
+    assert mixing(1) == mixing(50) == 2 * 2 * 2 + (2 * 2 + 1) * RANK * RANK + turning

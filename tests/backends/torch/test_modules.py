@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from support.adapter_contract import WIDTH, AdapterContract, as_arrays
-from tucka import reference, soft_unit_columns
+from tucka import reference
 from tucka.backends.torch import Router, TuckerAdapter, tucker_adapt_gated
 from tucka.backends.torch.modules import ExpertParts
 from tucka.errors import ArrayError, ConfigError, RouteError, ShapeError
@@ -217,7 +217,8 @@ SIZES = {"rank": st.integers(1, 7), "k": st.integers(1, 3), "t": st.integers(1, 
 
 
 def started(rank, k, t, p, **options):
-    spec = TuckerSpec(rank=rank, groups=k, experts_per_group=t, expert_rank=p)
+    norm = options.pop("factor_norm", TuckerSpec.factor_norm)
+    spec = TuckerSpec(rank=rank, groups=k, experts_per_group=t, expert_rank=p, factor_norm=norm)
     return ExpertParts(spec, 9, **options).double()
 
 
@@ -242,9 +243,9 @@ def test_every_expert_is_zero_and_all_lead_alike_to_the_zero_half(norm, length, 
 @pytest.mark.parametrize("rank", [1, 2, 7, 8])
 def test_groups_that_start_apart_lead_to_other_columns_with_the_same_strength(rank):
     torch.manual_seed(0)
-    parts = started(rank, 3, 2, 2, starts_apart=True)
+    parts = started(rank, 3, 2, 2, starts_apart=True, factor_norm="columns")
     torch.manual_seed(0)
-    alike = started(rank, 3, 2, 2)
+    alike = started(rank, 3, 2, 2, factor_norm="columns")
     cores, factor, basis = as_arrays(*parts.factors())
     assert not any(reference.expert(cores, factor, basis, i, j).any() for i in range(3) for j in range(2))
     torch.testing.assert_close(parts.cores[0], alike.cores[0])
@@ -257,8 +258,8 @@ def test_groups_that_start_apart_lead_to_other_columns_with_the_same_strength(ra
 @given(seed=st.integers(0, 99), length=st.sampled_from([0.0, 0.3, 40.0]), **SIZES)
 def test_factors_make_the_experts_of_a_basis_with_soft_unit_columns(seed, length, rank, k, t, p):
     torch.manual_seed(seed)
-    parts = ExpertParts(TuckerSpec(rank=rank, groups=k, experts_per_group=t, expert_rank=p), 9, init_weights=False)
-    parts.double().basis.data *= length
+    parts = started(rank, k, t, p, init_weights=False, factor_norm="columns")
+    parts.basis.data *= length
     made = as_arrays(*parts.factors())
     cores, factor, basis = as_arrays(parts.cores, parts.expert_factor, parts.basis)
     basis = reference.soft_unit_columns(basis)
@@ -268,11 +269,36 @@ def test_factors_make_the_experts_of_a_basis_with_soft_unit_columns(seed, length
             np.testing.assert_allclose(reference.expert(*made, i, j), wanted, rtol=1e-9, atol=1e-12)
 
 
+@given(seed=st.integers(0, 99), length=st.sampled_from([0.0, 0.3, 40.0]), **SIZES)
+def test_experts_share_a_rotation_and_add_their_own_part_to_it(seed, length, rank, k, t, p):
+    torch.manual_seed(seed)
+    parts = started(rank, k, t, p, init_weights=False)
+    parts.basis.data *= length
+    made = as_arrays(*parts.factors())
+    cores, factor, basis = as_arrays(parts.cores, parts.expert_factor, parts.basis)
+    common = reference.rotation(basis) - np.eye(9)
+    for i in range(k):
+        for j in range(t):
+            wanted = common + reference.expert(cores, factor, basis, i, j) / rank
+            np.testing.assert_allclose(reference.expert(*made, i, j), wanted, rtol=1e-7, atol=1e-9)
+
+
+@given(seed=st.integers(0, 99), **SIZES)
+def test_a_rotation_is_nothing_while_half_of_the_basis_is_zero(seed, rank, k, t, p):
+    torch.manual_seed(seed)
+    parts = started(rank, k, t, p)
+    assert not parts.cores.any()
+    assert not parts.basis[:, rank - rank // 2 :].any()
+    experts = torch.einsum("ab,jq,kqbc,dc->kjad", parts.basis, *parts.factors()[1::-1], parts.basis)
+    assert not experts.any()  # to the last bit
+
+
+@pytest.mark.parametrize("norm", ["columns", "rotation"])
 @pytest.mark.parametrize("rows", [5, 20])  # left to torch's differentiation, and written out
 @pytest.mark.parametrize("lead", [(), (4,), (4, 5)])
-def test_gradients_of_a_basis_with_soft_unit_columns(rows, lead):
+def test_gradients_through_what_the_basis_does_to_the_cores(rows, lead, norm):
     torch.manual_seed(0)
-    spec = TuckerSpec(rank=3, groups=2, experts_per_group=2, expert_rank=2)
+    spec = TuckerSpec(rank=3, groups=2, experts_per_group=2, expert_rank=2, factor_norm=norm)
     parts = ExpertParts(spec, 6, init_weights=False).double()
     x, gates = torch.randn(4, rows, 6).double(), torch.rand(*lead, 2, 2).double()
     x, gates = (x, gates) if len(lead) < 2 else (x[:, :5], gates)
@@ -283,8 +309,8 @@ def test_gradients_of_a_basis_with_soft_unit_columns(rows, lead):
         )
 
     parameters = tuple(parts.parameters())
-    plain = tucker_adapt_gated(x, soft_unit_columns(parts.basis), parts.cores, parts.expert_factor, gates)
-    torch.testing.assert_close(update(*parameters), plain)
+    cores, factor, basis = parts.factors()
+    torch.testing.assert_close(update(*parameters), tucker_adapt_gated(x, basis, cores, factor, gates))
     assert torch.autograd.gradcheck(update, parameters)
     assert torch.autograd.gradgradcheck(update, parameters)
 

@@ -36,7 +36,7 @@ def generate(model, inputs, **options):
 @routings
 @pytest.mark.parametrize("search", SEARCHES)
 def test_cached_and_uncached_generation_give_the_same_tokens(kind, routing, search):
-    model = visible(kind, routing)
+    model = visible(kind, routing, alpha=2.0)
     inputs = text(batch=2)
     inputs["attention_mask"][0, :2] = 0
     cached = generate(model, inputs, **SEARCHES[search])

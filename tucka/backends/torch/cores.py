@@ -9,9 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.mixing import of_one_sample, scale_of, scaled, squared_lengths
+from tucka.backends.torch.mixing import (
+    of_one_sample,
+    rotation_cores,
+    scale_of,
+    scaled,
+    squared_lengths,
+    weighs_experts,
+)
 from tucka.backends.torch.private import are_transformations_on, versions_of
 from tucka.backends.torch.thin import cast, wide_dtype, without_autocast
+from tucka.spec import FactorNorm
 
 __all__ = ["cores_together"]
 
@@ -24,17 +32,18 @@ def cores_together(
     flat: Sequence[Tensor],  # of one layer after the other: cores (k, p, r, r), expert factor (t, p), basis (d, r)
     alphas: Sequence[float],
     *,
-    is_bounded: bool,
+    norm: FactorNorm | None,  # what is still to be done of it: "frobenius" never is
 ) -> list[Tensor]:
-    """Mix the cores of each layer by the same gates, if there are any, times α and the scales of its columns."""
+    """Mix each layer's cores, with what its basis adds, times α, by the same gates; without any, as for `times_own`."""
     with without_autocast(flat[0].device.type):
         # A compiler and transformations make a backward of their own.
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or are_transformations_on()):
-            cores: Sequence[Tensor] = _Mixed.apply(gates, tuple(alphas), is_bounded, *flat)
+            cores: Sequence[Tensor] = _Mixed.apply(gates, tuple(alphas), norm, *flat)
         else:
-            cores = _Mixing(gates, flat, alphas, is_bounded).cores.unbind(0)
-    lead = flat[0].shape[:2] if gates is None else gates.shape[:-2]
-    return [of_one_sample(core.view(*lead, *core.shape[1:])) for core in cores]
+            cores = _Mixing(gates, flat, alphas, norm).cores.unbind(0)
+    if gates is None:
+        return list(cores)
+    return [of_one_sample(core.view(*gates.shape[:-2], *core.shape[1:])) for core in cores]
 
 
 class _Mixing:
@@ -45,15 +54,25 @@ class _Mixing:
         gates: Tensor | None,
         flat: Sequence[Tensor],
         alphas: Sequence[float],
-        is_bounded: bool,
-        kept: Sequence[Tensor | None] = (None, None, None),
+        norm: FactorNorm | None,
+        kept: Sequence[Tensor | None] = (None, None, None, None),
     ) -> None:
-        cores, weights, self.scale = kept
+        cores, weights, self.scale, self.common = kept
         dtype = wide_dtype(*flat[:2], *(() if gates is None else (gates,)))
         stacked = cast(torch.stack(list(flat[0::3])), dtype)  # (L, k, p, r, r)
         layers, groups, slices, rank = stacked.shape[:4]
         self.slices = stacked.reshape(layers, groups * slices, rank * rank)
-        sets = groups * slices
+        self.makes_experts = gates is None and weighs_experts(flat[1])
+        if norm == "rotation":
+            if self.common is None:
+                self.common = cast(rotation_cores(flat[2::3]), dtype)  # (L, r, r)
+            self.slices = self.slices / rank
+            if not self.makes_experts:
+                self.slices = torch.cat([self.slices, self.common.reshape(layers, 1, -1)], dim=1)
+        sets = self.slices.shape[1]
+        if self.makes_experts:
+            self.factors = cast(torch.stack(list(flat[1::3])), dtype)[:, None]  # (L, 1, t, p)
+            sets = groups * self.factors.shape[2]
         if gates is not None:
             sets = math.prod(gates.shape[:-2])
             self.factors = cast(torch.stack(list(flat[1::3])), dtype)  # (L, t, p)
@@ -61,23 +80,37 @@ class _Mixing:
             if weights is None:
                 weights = torch.bmm(self.gates.expand(layers, *self.gates.shape), self.factors)
                 weights = weights.reshape(layers, sets, groups * slices)
-        self.weights = weights  # (L, N, k·p)
+                if norm == "rotation":
+                    totals = self.gates.reshape(sets, groups * gates.shape[-1]).sum(dim=1, keepdim=True)
+                    weights = torch.cat([weights, totals.expand(layers, sets, 1)], dim=2)
+        self.weights = weights  # (L, N, k·p), and what all gates add up to, for the core that experts have in common
         # α, and the scales of the columns on both sides.
         self.between: float | Tensor = alphas[0]
         if len(set(alphas)) > 1:
             self.between = torch.tensor(alphas, dtype=dtype, device=stacked.device)[:, None, None, None]
-        if is_bounded:
+        if norm == "columns":
             if self.scale is None:  # one after the other: widths differ, and stacking the bases would copy them
                 self.scale = scale_of(torch.stack([squared_lengths(basis) for basis in flat[2::3]]))  # (L, r)
             self.between = scaled((self.scale[:, :, None] * self.scale[:, None, :])[:, None], self.between)
         self._shape, self._cores = (layers, sets, rank, rank), cores
 
     @property
+    def by_group(self) -> Tensor:
+        """The core slices of each group, (L, k, p, r²), without a common one."""
+        layers, _, size = self.slices.shape
+        return self.slices.reshape(layers, -1, self.factors.shape[-1], size)
+
+    @property
     def cores(self) -> Tensor:
-        """The mixed cores (L, N, r, r)."""
+        """The mixed cores (L, N, r, r), or those of all experts or slices."""
         if self._cores is None:
             mixed = self.slices if self.weights is None else torch.bmm(self.weights, self.slices)
-            self._cores = scaled(mixed.reshape(self._shape), self.between)
+            if self.makes_experts:
+                mixed = torch.matmul(self.factors, self.by_group)
+            mixed = mixed.reshape(self._shape)
+            if self.makes_experts and self.common is not None:
+                mixed = mixed + self.common[:, None]
+            self._cores = scaled(mixed, self.between)
         return self._cores
 
 
@@ -86,15 +119,15 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor | None, alphas: tuple[float, ...], is_bounded: bool, *flat: Tensor
+        ctx: Any, gates: Tensor | None, alphas: tuple[float, ...], norm: FactorNorm | None, *flat: Tensor
     ) -> tuple[Tensor, ...]:
-        made = _Mixing(gates, flat, alphas, is_bounded)
-        ctx.alphas, ctx.is_bounded = alphas, is_bounded
+        made = _Mixing(gates, flat, alphas, norm)
+        ctx.alphas, ctx.norm = alphas, norm
         # Torch frees what it saves in the first backward, but layers may be in graphs of their own. So factors are kept
         # as they are, and the rest is made again there.
         ctx.inputs, ctx.versions = (gates, flat), versions_of(_without_none(gates, *flat))
         # The gates are among them for those who count what is kept.
-        ctx.save_for_backward(made.cores if is_bounded else None, made.weights, made.scale, gates)
+        ctx.save_for_backward(made.cores if norm == "columns" else None, made.weights, made.scale, made.common, gates)
         ctx.set_materialize_grads(False)
         cores: tuple[Tensor, ...] = made.cores.unbind(0)
         return cores
@@ -109,7 +142,7 @@ class _Mixed(torch.autograd.Function):
         used = [place for place, gradient in enumerate(of_cores) if gradient is not None]
         if not used:
             return None, None, None, *result
-        made = _Mixing(gates, flat, ctx.alphas, ctx.is_bounded, _saved(ctx))
+        made = _Mixing(gates, flat, ctx.alphas, ctx.norm, _saved(ctx))
 
         def of_used(tensor: Any) -> Any:
             is_all = len(used) == len(of_cores) or not isinstance(tensor, Tensor)
@@ -118,16 +151,35 @@ class _Mixed(torch.autograd.Function):
         of_core = torch.stack([gradient for gradient in of_cores if gradient is not None])  # (U, N, r, r)
         sets, rank = of_core.shape[1:3]
         of_slices = scaled(of_core, of_used(made.between)).reshape(len(used), sets, rank * rank)
-        of_factors = of_gates = pulls = None
+        of_factors = of_gates = pulls = of_grams = None
         if gates is not None:
             of_mixed = of_slices
             of_slices = torch.bmm(of_used(made.weights).transpose(1, 2), of_mixed)
             of_weights = torch.bmm(of_mixed, of_used(made.slices).transpose(1, 2))
+            if made.common is not None:
+                of_totals, of_weights = of_weights[:, :, -1], of_weights[:, :, :-1]
             of_weights = of_weights.reshape(len(used), len(made.gates), flat[1].shape[-1])  # (U, N·k, p)
             of_factors = torch.matmul(made.gates.t(), of_weights)
             if ctx.needs_input_grad[0]:
                 of_gates = torch.bmm(of_weights, of_used(made.factors).transpose(1, 2)).sum(dim=0)
+                if made.common is not None:
+                    of_gates = of_gates.reshape(sets, gates.shape[-2:].numel()) + of_totals.sum(dim=0)[:, None]
                 of_gates = cast(of_gates.reshape(gates.shape), gates.dtype)
+        of_common: Tensor | None = None
+        if made.makes_experts:
+            of_common = None if made.common is None else of_slices.sum(dim=1)
+            of_experts, by_group = of_slices, of_used(made.by_group)
+            of_experts = of_experts.reshape(*by_group.shape[:2], -1, rank * rank)  # (U, k, t, r²)
+            of_factors = torch.matmul(of_experts, by_group.transpose(2, 3)).sum(dim=1)
+            of_slices = torch.matmul(of_used(made.factors).transpose(2, 3), of_experts)
+        elif made.common is not None:
+            of_common, of_slices = of_slices[:, -1], of_slices[:, :-1]
+        if made.common is not None and of_common is not None:
+            of_slices = of_slices / rank
+            # dB = B dM B / 2 for the products M = UᵀU, and both factors of M have a share.
+            turned = of_used(made.common).transpose(1, 2)
+            of_grams = 0.5 * turned @ of_common.reshape(turned.shape) @ turned
+            of_grams = of_grams + of_grams.transpose(1, 2)
         if made.scale is not None:
             # With s = 1/√(‖u‖² + c), ds/du = -s³ u, and the core is s_i s_j times one that does not depend on u.
             share, scale = (of_core * of_used(made.cores)).sum(dim=1), of_used(made.scale)
@@ -135,25 +187,31 @@ class _Mixed(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         slices, factors = of_slices.unbind(0), () if of_factors is None else of_factors.unbind(0)
         columns = () if pulls is None else pulls.unbind(0)
+        grams = () if of_grams is None else of_grams.unbind(0)
         for place, index in enumerate(used):
             cores, factor, basis = flat[3 * index : 3 * index + 3]
             if needed[3 * index]:
-                result[3 * index] = cast(slices[place].view(cores.shape), cores.dtype)
+                result[3 * index] = cast(slices[place].reshape(cores.shape), cores.dtype)
             if factors and needed[3 * index + 1]:
                 result[3 * index + 1] = cast(factors[place], factor.dtype)
             if columns and needed[3 * index + 2]:
                 result[3 * index + 2] = cast(basis * columns[place], basis.dtype)
+            elif grams and needed[3 * index + 2]:
+                of_gram = grams[place]
+                is_wide = basis.dtype is of_gram.dtype
+                of_basis = torch.mm(basis if is_wide else basis.to(of_gram.dtype), of_gram)
+                result[3 * index + 2] = of_basis if is_wide else of_basis.to(basis.dtype)
         return of_gates, None, None, *result
 
 
 def _saved(ctx: Any) -> tuple[Tensor | None, ...]:
     """Return what a mixing has saved; nothing where a graph of it is wanted, or a backward has freed it."""
     if torch.is_grad_enabled():  # for second derivatives
-        return None, None, None
+        return None, None, None, None
     try:
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors[:3]
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors[:4]
     except RuntimeError:
-        return None, None, None
+        return None, None, None, None
     return saved
 
 

@@ -6,11 +6,12 @@ from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
 from tucka.backends.torch.cores import cores_together
-from tucka.backends.torch.mixing import between_columns, column_scale, has_own_gates, mixed, times_own
+from tucka.backends.torch.mixing import has_own_gates, mixed, times_own
 from tucka.backends.torch.thin import rows_of
 from tucka.backends.torch.update import add_product, add_update, project
+from tucka.spec import FactorNorm
 
-__all__ = ["add_gated_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
+__all__ = ["add_gated_update", "add_own_update", "mix_cores", "tucker_adapt", "tucker_adapt_gated"]
 
 # Nothing here reads a tensor back to the host, so all of it runs inside CUDA graphs and `torch.compile`. All functions
 # have second derivatives and forward-mode ones, and work under `torch.func`.
@@ -163,13 +164,27 @@ def add_gated_update(
     gates: Tensor,  # (..., k, t), aligned with x from the left
     *,
     alpha: float | Tensor,
-    is_bounded: bool = False,  # whether the basis enters with soft unit columns
+    norm: FactorNorm | None = None,  # what the basis adds to the cores, or by what it scales them
 ) -> Tensor:
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
+    flat = cores, expert_factor, basis
     if not has_own_gates(x, gates):
-        core = cores_together(gates, (cores, expert_factor, basis), (1.0,), is_bounded=is_bounded)[0]
-        return add_update(base, x, basis, core, alpha=alpha)
-    cores = between_columns(cores, column_scale(basis)) if is_bounded else cores
+        return add_update(base, x, basis, cores_together(gates, flat, (1.0,), norm=norm)[0], alpha=alpha)
+    own = cores_together(None, flat, (1.0,), norm=norm)[0]
+    return add_own_update(base, x, basis, own, expert_factor, gates, alpha=alpha)
+
+
+def add_own_update(
+    base: Tensor,  # (..., d)
+    x: Tensor,  # (..., d)
+    basis: Tensor,  # (d, r)
+    cores: Tensor,  # as `times_own` takes them
+    expert_factor: Tensor,  # (t, p)
+    gates: Tensor,  # (..., k, t), a set for each row of x
+    *,
+    alpha: float | Tensor = 1.0,
+) -> Tensor:
+    """Add the update of rows that have gates of their own."""
     inner, rows = project(x, basis)
     inner = times_own(inner, cores, expert_factor, gates, alpha=alpha)
     rows = rows if base is x else rows_of(base, rows.dtype)

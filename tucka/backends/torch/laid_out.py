@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from tucka.backends.torch.cores import cores_together
-from tucka.backends.torch.mixing import cores_of_experts, has_own_gates, times_core, times_own
+from tucka.backends.torch.mixing import has_own_gates, times_core, times_own, weighs_experts
 from tucka.backends.torch.private import version_of
 from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
+from tucka.spec import FactorNorm
 
 __all__ = ["LaidOut"]
 
@@ -25,8 +26,8 @@ class Factored(Protocol):
     def alpha(self) -> float:
         """The scale of the update."""
 
-    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
-        """Return cores (k, p, r, r), expert factor (t, p) and basis (d, r); whether its columns are to be scaled."""
+    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], FactorNorm | None]:
+        """Return cores (k, p, r, r), expert factor (t, p) and basis (d, r), and the norm that mixed cores need."""
 
 
 class LaidOut:
@@ -34,10 +35,9 @@ class LaidOut:
 
     __slots__ = (
         "_basis",
-        "_cores",
-        "_experts",
         "_factor",
         "_last",
+        "_own",
         "_parts",
         "_reading",
         "_turned",
@@ -51,17 +51,16 @@ class LaidOut:
         (_, self._factor, basis), _ = parts.unscaled()
         self._basis = basis if basis.dtype is dtype else basis.to(dtype)
         self._turned: Tensor | None = None
-        self._cores: Tensor | None = None  # (k, p, r, r), with α and the scales of the columns
-        self._experts: Tensor | None = None  # the core of each expert, (k·t, r²)
+        self._own: Tensor | None = None  # the cores that `times_own` takes, with α
         self._last: tuple[Tensor, int, Tensor] | None = None  # gates, their version and their mixed core
         self._reading: tuple[Tensor, Tensor] | None = None  # a mixed core, and the basis times it
         self.count = -1  # of the token that it was last used for, in a generation
         self.is_used_again = False
 
     def take(self, core: Tensor, gates: Tensor | None) -> None:
-        """Take over a core that was mixed by gates, or all cores if there are none, as the layers of a call share."""
+        """Take over what the layers of a call share: a core mixed by gates, or all experts' if there are none."""
         if gates is None:
-            self._cores = core
+            self._own = cast(core, self.dtype)
         else:
             self._last = gates, version_of(gates), cast(core, self.dtype)
 
@@ -71,8 +70,8 @@ class LaidOut:
         return last is not None and last[0] is gates and last[1] == version_of(gates)
 
     def _made(self, gates: Tensor | None) -> Tensor:
-        factors, is_bounded = self._parts.unscaled()
-        return cores_together(gates, factors, (self._parts.alpha,), is_bounded=is_bounded)[0]
+        factors, norm = self._parts.unscaled()
+        return cores_together(gates, factors, (self._parts.alpha,), norm=norm)[0]
 
     def turned(self, rows: int) -> Tensor:
         """Return Uᵀ (r, d) for products with a number of rows."""
@@ -98,18 +97,14 @@ class LaidOut:
 
     def times_own(self, inner: Tensor, gates: Tensor) -> Tensor:
         """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
-        if self._cores is None:
-            self._cores = self._made(None)
-        few = inner.shape[0] <= FEW and self._factor.shape[0] <= 2 * self._factor.shape[1]
-        if not few or not inner.shape[0]:
-            return times_own(inner, self._cores, self._factor, gates, alpha=1.0)
-        if self._experts is None:
-            self._experts = cast(cores_of_experts(self._cores, self._factor), self.dtype)
-        rank = inner.shape[1]
-        own = torch.mm(cast(gates.reshape(inner.shape[0], -1), self.dtype), self._experts)
-        if inner.shape[0] == 1:
-            return torch.mm(inner, own.view(rank, rank))
-        return times_core(inner, own.view(-1, rank, rank))
+        if self._own is None:
+            self._own = cast(self._made(None), self.dtype)
+        rows, rank = inner.shape
+        if not 0 < rows <= FEW or not weighs_experts(self._factor):
+            return times_own(inner, self._own, self._factor, gates, alpha=1.0)
+        # The same in fewer calls.
+        own = torch.mm(cast(gates.reshape(rows, -1), self.dtype), self._own.view(-1, rank * rank))
+        return torch.mm(inner, own.view(rank, rank)) if rows == 1 else times_core(inner, own.view(rows, rank, rank))
 
     def reading(self, core: Tensor, rows: int) -> Tensor | None:
         """Return (U Ḡ)ᵀ (r, d) where few rows have one core (r, r): then two products suffice, and not three."""

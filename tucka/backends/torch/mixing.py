@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.private import is_any_autocast_on
+from tucka.backends.torch.private import is_any_autocast_on, is_exporting
 from tucka.backends.torch.thin import cast, has_autocast, wide_dtype, without_autocast
 from tucka.core.bases import SOFTNESS
+from tucka.core.rotation import rotation_strength
 from tucka.spec import mixes_each_row
 
 __all__ = [
     "between_columns",
     "column_scale",
     "core_gradient",
-    "cores_of_experts",
     "has_own_gates",
     "mixed",
-    "mixed_by",
     "of_one_sample",
+    "rotation_cores",
     "scale_of",
     "scaled",
     "spread_times",
@@ -26,13 +28,17 @@ __all__ = [
     "times_core",
     "times_mixed",
     "times_own",
+    "weighs_experts",
     "weights_of",
+    "with_rotation",
 ]
 
 
 def mixed(cores: Tensor, expert_factor: Tensor, gates: Tensor) -> Tensor:
     """Mix cores (k, p, r, r) by an expert factor (t, p) and gates (..., k, t) to (..., r, r)."""
-    return mixed_by(weights_of(expert_factor, gates), cores).reshape(*gates.shape[:-2], *cores.shape[2:])
+    weights = weights_of(expert_factor, gates)
+    rows = cast(cores.reshape(weights.shape[1], -1), weights.dtype)
+    return _wide_product(weights, rows).reshape(*gates.shape[:-2], *cores.shape[2:])
 
 
 def weights_of(expert_factor: Tensor, gates: Tensor) -> Tensor:
@@ -43,19 +49,6 @@ def weights_of(expert_factor: Tensor, gates: Tensor) -> Tensor:
     groups, experts = gates.shape[-2:]
     weights = _wide_product(gates if gates.ndim == 2 else gates.reshape(-1, experts), expert_factor)
     return weights.reshape(-1, groups * expert_factor.shape[-1])
-
-
-def cores_of_experts(cores: Tensor, expert_factor: Tensor) -> Tensor:
-    """Mix each group's cores (k, p, r, r) by the expert factor (t, p), to one core for each expert (k·t, r²)."""
-    dtype = wide_dtype(cores, expert_factor)
-    with without_autocast(cores.device.type):
-        each = torch.matmul(cast(expert_factor, dtype), cast(cores, dtype).flatten(2))
-    return each.reshape(-1, each.shape[-1])
-
-
-def mixed_by(weights: Tensor, cores: Tensor) -> Tensor:
-    """Sum cores (k, p, r, r) by weights (N, k·p) to (N, r²)."""
-    return _wide_product(weights, cast(_stacked(cores), weights.dtype))
 
 
 def times_core(inner: Tensor, core: Tensor) -> Tensor:
@@ -83,11 +76,22 @@ def of_one_sample(core: Tensor) -> Tensor:
 
 def times_own(inner: Tensor, cores: Tensor, expert_factor: Tensor, gates: Tensor, *, alpha: float | Tensor) -> Tensor:
     """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
-    groups, slices, rank, _ = cores.shape
-    weights = cast(scaled(weights_of(expert_factor, gates), alpha), inner.dtype)
-    stacked = cast(cores, inner.dtype).reshape(-1, rank, rank)
-    times = times_mixed if mixes_each_row(rank, groups, slices) else spread_times
-    return times(inner, weights, stacked)
+    # The cores are those of all experts, or slices: k·p, and after them what all experts have in common, if anything.
+    if weighs_experts(expert_factor):
+        weights = gates.reshape(-1, len(cores))
+    else:
+        weights = weights_of(expert_factor, gates)
+        if len(cores) > weights.shape[1]:
+            totals = gates.reshape(-1, gates.shape[-2:].numel()).sum(dim=1, keepdim=True, dtype=weights.dtype)
+            weights = torch.cat([weights, totals], dim=1)
+    times = times_mixed if mixes_each_row(inner.shape[1], len(cores)) else spread_times
+    return times(inner, cast(weights, inner.dtype), cast(scaled(cores, alpha), inner.dtype))
+
+
+def weighs_experts(expert_factor: Tensor) -> bool:
+    """Tell whether rows with gates of their own weigh the cores of experts, by a factor (t, p), and not the slices."""
+    # The gates are then the weights, and no more cores have to be weighed than there are slices.
+    return expert_factor.shape[0] <= expert_factor.shape[1]
 
 
 def times_mixed(inner: Tensor, weights: Tensor, cores: Tensor) -> Tensor:
@@ -130,15 +134,52 @@ def between_columns(cores: Tensor, scale: Tensor) -> Tensor:
     return cores * torch.outer(scale, scale)
 
 
+def rotation_cores(bases: Sequence[Tensor]) -> Tensor:
+    """Return the core (r, r) of the rotation that each basis (d, r) gives, (L, r, r), see `tucka.rotation_core`."""
+    # Widths may differ, so the products UᵀU are made one by one. The derivative of a core B is dB = B dM B / 2, for the
+    # products M.
+    dtype = wide_dtype(bases[0])
+    wide = bases if bases[0].dtype is dtype else [basis.to(dtype) for basis in bases]
+    grams = torch.stack([torch.mm(basis.t(), basis) for basis in wide])
+    rank = grams.shape[-1]
+    strength, ones = rotation_strength(rank), grams.new_ones(rank // 2)
+    pairs = torch.diag(ones, rank - rank // 2) - torch.diag(ones, rank // 2 - rank)  # S / c
+    generator, product = strength * pairs, (strength / 2.0) * (pairs @ grams)
+    if is_exporting():
+        # Other runtimes have no solver. Without a column left over, S is its own inverse but for -c²; and so
+        # B = (S⁻¹ - UᵀU / 2)⁻¹ = -(S / c² + UᵀU / 2)⁻¹.
+        has_pair = pairs.abs().sum(dim=0)
+        both = torch.outer(has_pair, has_pair)
+        core = -both * _inverted(both * grams / 2.0 + pairs / strength + torch.diag(1.0 - has_pair))
+    else:
+        matrix = torch.eye(rank, dtype=grams.dtype, device=grams.device) - product
+        # Not `solve`, which looks whether the matrix is singular, and so waits for a GPU. It never is.
+        core = torch.linalg.solve_ex(matrix, generator.expand_as(matrix)).result
+    # The same once more, B = S + S UᵀU B / 2: its first half is then exact where the second half of U is zero.
+    return generator + product @ core
+
+
+def _inverted(matrix: Tensor) -> Tensor:
+    """Invert (..., r, r) by elimination, for matrices whose diagonal needs no exchange of rows."""
+    rank = matrix.shape[-1]
+    identity = torch.eye(rank, dtype=matrix.dtype, device=matrix.device)
+    both = torch.cat([matrix, identity.expand_as(matrix)], dim=-1)
+    for place in range(rank):
+        row = both[..., place : place + 1, :] / both[..., place : place + 1, place : place + 1]
+        both = both - (both[..., place : place + 1] - identity[:, place : place + 1]) @ row
+    return both[..., rank:]
+
+
+def with_rotation(cores: Tensor, expert_factor: Tensor, common: Tensor) -> tuple[Tensor, Tensor]:
+    """Write experts that share the core (r, r) of a rotation as cores (k, p + 1, r, r) and a factor (t, p + 1)."""
+    last = common.to(wide_dtype(cores)).expand(cores.shape[0], 1, *common.shape)
+    own = cast(cores, last.dtype) / common.shape[0]
+    return torch.cat([own, last], dim=1), torch.cat([expert_factor, torch.ones_like(expert_factor[:, :1])], dim=1)
+
+
 def scaled(numbers: Tensor, alpha: float | Tensor) -> Tensor:
     """Multiply by α; a tensor's value is not looked at."""
     return numbers if not isinstance(alpha, Tensor) and alpha == 1 else alpha * numbers
-
-
-def _stacked(cores: Tensor) -> Tensor:
-    """View cores (k, p, r, r) as the rows (k·p, r²) of one matrix."""
-    groups, slices, rank, _ = cores.shape
-    return cores.reshape(groups * slices, rank * rank)
 
 
 _NARROW = (torch.float16, torch.bfloat16)

@@ -11,9 +11,15 @@ from torch import Tensor, nn
 
 from tucka.backends.torch.base_layers import checked_rows, from_rows, is_convolution, open_weight, step_gain, width_of
 from tucka.backends.torch.checks import check_fits_width, check_gates, check_lead, check_spec_type, check_tensors
-from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.functional import add_gated_update, add_own_update
 from tucka.backends.torch.laid_out import LaidOut
-from tucka.backends.torch.mixing import between_columns, column_scale, has_own_gates
+from tucka.backends.torch.mixing import (
+    between_columns,
+    column_scale,
+    has_own_gates,
+    rotation_cores,
+    with_rotation,
+)
 from tucka.backends.torch.private import (
     has_master_copy,
     is_in_pieces,
@@ -21,10 +27,10 @@ from tucka.backends.torch.private import (
     parameters_by_name,
     whole_shape,
 )
-from tucka.backends.torch.thin import cast, compute_dtype
+from tucka.backends.torch.thin import cast, compute_dtype, without_autocast
 from tucka.backends.torch.update import add_update
 from tucka.errors import ConfigError, RouteError, expected
-from tucka.spec import TuckerSpec
+from tucka.spec import FactorNorm, TuckerSpec
 
 __all__ = ["ExpertParts", "TuckerAdapter", "adapt_rows"]
 
@@ -32,11 +38,11 @@ __all__ = ["ExpertParts", "TuckerAdapter", "adapt_rows"]
 # a typical layer.
 Gain = Callable[[], float | None]
 
-# How strongly cores lead to the zero half at first, times √r and the layer's gain, and how long the columns are that
-# read: short ones turn as fast as the others grow. Chosen by accuracy, see `docs/explanation/comparison.md`. The gain
-# stands for layers whose weight cannot be read.
-_LEAD: dict[str | None, float] = {None: 24.0, "columns": 3.2}
-_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5}
+# How strongly cores lead to the zero half at first, times √r, and how long the columns are that read: short ones turn
+# faster. Both at a typical gain of the layer. A rotation leads by itself, so with it the gain changes the lengths.
+# Chosen by accuracy, see `docs/explanation/comparison.md`.
+_LEAD: dict[str | None, float] = {None: 12.0, "columns": 1.6}
+_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5, "rotation": 2.0}
 _TYPICAL_GAIN = 2.0
 
 
@@ -83,20 +89,22 @@ class ExpertParts(nn.Module):
             self._start_at_base(gain)
 
     def _start_at_base(self, gain: Gain | None) -> None:
-        """Make half of the basis zero, and let the cores lead to it what the other half reads."""
+        """Make half of the basis zero, and let the cores or a rotation lead to it what the other half reads."""
         # The update is zero and its gradient reaches every direction of the zero half at once, as LoRA's first factor
         # leads to its zero factor. Were the cores zero instead, only their r² numbers would get a gradient at first.
         rank = self.spec.rank
         written = rank // 2
         read = rank - written
-        self.basis[:, :read] *= _READING[self.spec.factor_norm]
         self.basis[:, read:] = 0.0
         self.cores.zero_()
-        if not written:
-            return
-        measured = None if gain is None else gain()
+        measured = gain() if written and gain is not None else None
         # In inverse proportion to the gain: one learning rate then suits layers and models of very different weights.
-        lead = _LEAD[self.spec.factor_norm] / (rank**0.5 * (_TYPICAL_GAIN if measured is None else measured))
+        share = 1.0 if measured is None else _TYPICAL_GAIN / measured
+        if self.spec.factor_norm == "rotation":  # which leads by itself
+            self.basis[:, :read] *= share
+            return
+        self.basis[:, :read] *= _READING[self.spec.factor_norm]
+        lead = share * _LEAD[self.spec.factor_norm] / rank**0.5
         # Weighted so that all experts start alike.
         weights = self.expert_factor.sum(dim=0)
         for group, cores in enumerate(self.cores):
@@ -120,19 +128,22 @@ class ExpertParts(nn.Module):
         return f"in_features={width}, {sizes}, expert_rank={spec.expert_rank}"
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return cores, expert factor and basis as they enter the equations: normalised if the spec says so."""
-        (cores, expert_factor, basis), is_bounded = self.unscaled()
+        """Return cores, expert factor and basis as they enter the equations; a rotation is one more core slice."""
+        (cores, expert_factor, basis), norm = self.unscaled()
+        if norm == "rotation":
+            with without_autocast(basis.device.type):
+                return *with_rotation(cores, expert_factor, rotation_cores([basis])[0]), basis
         # The same update as with `soft_unit_columns` of the basis, and fewer numbers to scale.
-        return between_columns(cores, column_scale(basis)) if is_bounded else cores, expert_factor, basis
+        return between_columns(cores, column_scale(basis)) if norm == "columns" else cores, expert_factor, basis
 
-    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
-        """Return the factors, and whether cores are still to be scaled as the columns of the basis are."""
+    def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], FactorNorm | None]:
+        """Return the factors, and the norm that their mixed cores still need."""
         own = parameters_by_name(self)
         cores, expert_factor, basis = own["cores"], own["expert_factor"], own["basis"]
         if self.spec.factor_norm != "frobenius":
-            return (cores, expert_factor, basis), self.spec.factor_norm == "columns"
+            return (cores, expert_factor, basis), self.spec.factor_norm
         norms = torch.linalg.vector_norm(cores, dim=(1, 2, 3), keepdim=True)  # group by group
-        return (cores / norms, expert_factor / expert_factor.norm(), basis / basis.norm()), False
+        return (cores / norms, expert_factor / expert_factor.norm(), basis / basis.norm()), None
 
     @property
     def alpha(self) -> float:
@@ -151,11 +162,10 @@ class ExpertParts(nn.Module):
         if core is not None:
             own = parameters_by_name(self)
             if has_own_gates(x, gates):
-                return add_gated_update(base, x, own["basis"], core, own["expert_factor"], gates, alpha=1.0)
+                return add_own_update(base, x, own["basis"], core, own["expert_factor"], gates)
             return add_update(base, x, own["basis"], cast(core, compute_dtype(x)))
-        (cores, expert_factor, basis), is_bounded = self.unscaled()
-        parts = basis, cores, expert_factor
-        return add_gated_update(base, x, *parts, gates, alpha=self.alpha, is_bounded=is_bounded)
+        (cores, expert_factor, basis), norm = self.unscaled()
+        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha, norm=norm)
 
     @property
     def drops(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tucka.backends.torch.cores import cores_together
-from tucka.backends.torch.functional import add_gated_update
+from tucka.backends.torch.functional import add_own_update
 from tucka.backends.torch.mixing import has_own_gates, times_core, times_own
 from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.private import (
@@ -49,7 +49,7 @@ class Group:
         self.flat = [tensor for parts in self.parts for tensor in _tensors_of(parts)]
         self.widths = [basis.shape[0] for basis in self.flat[2::3]]
         self.alphas = [parts.alpha for parts in self.parts]
-        self.is_bounded = bool(self.parts) and self.parts[0].spec.factor_norm == "columns"
+        self.norm = self.parts[0].spec.factor_norm if self.parts else None
         self.drops = any(parts.drops for parts in self.parts)
         self.place_of_parts = {id(parts): place for place, parts in enumerate(self.parts)}
         self.place_of_layer = {id(layer): place for place, (layer, _) in enumerate(self.pairs)}
@@ -62,13 +62,13 @@ class Group:
 
     def made(self, gates: Tensor | None) -> Made | None:
         """Make the cores of all layers, if that pays."""
-        if len(self.parts) < _LEAST or (gates is None and not self.is_bounded):
+        if len(self.parts) < _LEAST:
             return None
         groups, slices, rank, _ = self.flat[0].shape
         numbers = rank**2 * ((0 if gates is None else gates.shape[:-2].numel()) + groups * slices)
         if len(self.parts) * numbers > _MOST:
             return None
-        return Made(self, gates, cores_together(gates, self.flat, self.alphas, is_bounded=self.is_bounded))
+        return Made(self, gates, cores_together(gates, self.flat, self.alphas, norm=self.norm))
 
 
 _HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks")
@@ -115,8 +115,8 @@ class Shared:
         self.opened: Opened | None = None  # until a call inside has ended: then layers ask for their route again
 
     def core(self, adapter: str, parts: ExpertParts, gates: Tensor | None, group: Callable[[], Group]) -> Tensor | None:
-        """Return a layer's core (..., r, r) mixed by gates, or cores (k, p, r, r) without; None if it makes its own."""
-        # With α and the scales of the columns. Tokens with gates of their own need the cores.
+        """Return a layer's core (..., r, r) mixed by gates, or those of its experts; None if it makes its own."""
+        # With α and what the basis does to them. Tokens with gates of their own need all experts'.
         if not _may_share():
             return None
         key = adapter, torch.is_grad_enabled()
@@ -172,11 +172,7 @@ class Opened:
         if basis.dtype is not x.dtype:
             return None
         if self._grad:
-            return (
-                add_update(x, x, basis, core)
-                if gates is None
-                else add_gated_update(x, x, basis, core, factor, gates, alpha=1.0)
-            )
+            return add_update(x, x, basis, core) if gates is None else add_own_update(x, x, basis, core, factor, gates)
         rows = x.reshape(-1, x.shape[-1])
         laid = turned(basis, x.dtype, rows.shape[0])
         inner = into(rows, laid)

@@ -30,8 +30,9 @@ def count_parameters(method: str, layers: Iterable[tuple[int, int]], **sizes: An
     ===========  =====================================  ==========================================================
 
     ``"tucka"`` also takes ``routing`` (``"batch"``, ``"sample"`` or ``"token"``), which costs no parameters, and
-    ``pinned=True`` for an adapter with a fixed route, which has no router. ``variant`` is ``"peft"`` (default), what
-    PEFT 0.21 has, or ``"paper"``, what the paper's tables count.
+    ``pinned=True`` for an adapter with a fixed route, which has no router. With ``rotation=True``, multiply-adds are
+    those of ``factor_norm="rotation"``, the default of adapters, and else the paper's. ``variant`` is ``"peft"``
+    (default), what PEFT 0.21 has, or ``"paper"``, what the paper's tables count.
 
     Parameters
     ----------

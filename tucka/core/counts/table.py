@@ -51,6 +51,7 @@ METHODS: Mapping[str, Method] = {
             **{letter: Size(getattr(_SPEC, name)) for name, letter in LETTERS.items()},
             "routing": Size(_SPEC.routing, get_args(Routing)),
             "pinned": Size(False, (False, True)),
+            "rotation": Size(False, (False, True)),
         },
         tucker_cost,
         router_cost,

@@ -22,19 +22,32 @@ def tucker_cost(layer: Layer, sizes: Sizes) -> Cost:
     # The output width does not enter: the frozen layer is only called.
     d, _ = layer
     r, k, t, p = (sizes[letter] for letter in "rktp")
-    # Ḡ = Σ (γ C) G: the weights γ C, and their product with the cores.
-    weights, mixing = k * t * p, k * p * r * r
+    # Ḡ = Σ (γ C) G: the weights γ C, and their product with the cores, the common one of a rotation among them.
+    slices = k * p + 1 if sizes["rotation"] else k * p
+    weights, mixing = k * t * p, slices * r * r
     if sizes["routing"] == "token" and not sizes["pinned"]:
-        # Each token has a Ḡ, which is multiplied by x U; or the outer product of γ C and x U, times the stacked cores.
-        own = r * r if mixes_each_row(r, k, p) else k * p * r
-        forward = Amount(per_token=2 * d * r + weights + own + mixing)
-        kept = Amount(per_token=d + 2 * r + k * p + own)  # x, x U, (x U) Ḡ, γ C, and Ḡ or the outer product
+        # With no more experts than slices, the gates γ weigh the experts' cores, which are made once; else γ C weighs
+        # slices. Each token has a Ḡ, which is multiplied by x U, or the outer product of weights and x U, times cores.
+        weighs_experts = t <= p
+        count = k * t if weighs_experts else slices
+        own = r * r if mixes_each_row(r, count) else count * r
+        forward = Amount(per_token=2 * d * r + own + count * r * r)
+        # x, x U, (x U) Ḡ, Ḡ or the outer product, and the cores with their scale. Gates count with the router.
+        kept = Amount(per_token=d + 2 * r + own, fixed=count * r * r)
+        if weighs_experts:
+            forward += Amount(fixed=k * t * p * r * r)
+        else:
+            forward, kept = forward + Amount(per_token=weights), kept + Amount(per_token=slices)
     else:
         forward = Amount(per_token=2 * d * r + r * r) + _for_each_decision(weights + mixing, sizes)
         # x counts in every layer, although layers that read the same input share one copy.
-        kept = Amount(per_token=d + 2 * r) + _for_each_decision(r * r + k * p, sizes)
+        kept = Amount(per_token=d + 2 * r) + _for_each_decision(r * r + slices, sizes)
     # Each product has two gradients of its own cost; a pinned route's gates are constant and need none.
     backward = 2 * forward + Amount(fixed=-weights if sizes["pinned"] else 0)
+    if sizes["rotation"]:
+        # UᵀU, and two products of r×r matrices; the gradient has as many.
+        turning = Amount(fixed=d * r * r + 2 * r**3)
+        forward, backward, kept = forward + turning, backward + turning, kept + Amount(fixed=r * r)
     # With t·p = (p/k)·M this is the paper's (p/k)·M + k·p·r² + d·r.
     return Cost(t * p + k * p * r * r + d * r, forward=forward, backward=backward, kept=kept)
 
