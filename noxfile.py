@@ -59,7 +59,7 @@ def core(session: nox.Session) -> None:
 def lowest(session: nox.Session) -> None:
     """Run the suite on the oldest version of everything that the project allows."""
     # Matplotlib 3.8 and typer 0.16 call what newer versions of these deprecate, and warnings are errors.
-    beside = ["pyparsing<3.3", "click<8.3"]
+    beside = ["pyparsing<3.3", "click<8.5"]
     versions = replaced([*floors("torch", "peft", "jax", "plots", "cli"), *beside], session.posargs)
     session.install("--editable", ".[peft,jax,plots,cli]", *versions, *TESTS)
     test(session, *(f"tests/{part}" for part in ("core", "arrays", "backends", "peft", "plots", "cli")), "tucka")

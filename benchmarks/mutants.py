@@ -6,7 +6,7 @@ lines, and how long they take. It writes ``benchmarks/results/mutants.json``, an
 
 ``mutants-judged.json`` beside it is written by hand. It says of a change that no test noticed why it changes nothing
 that can be seen, or which test was written since that notices it. The program runs such a test with the change and
-without it.
+without it. Where a file has the changed line more than once, the last entry of a change says how many are before it.
 """
 
 from __future__ import annotations
@@ -362,10 +362,11 @@ def _is_python(text: str) -> bool:
     return True
 
 
-def first_difference(file: Path, text: str) -> tuple[str, str]:
-    """Return the first line of a file that another text has differently, and this one."""
-    lines = zip(file.read_text("utf-8").splitlines(), text.splitlines(), strict=False)
-    return next(((was.strip(), now.strip()) for was, now in lines if was != now), ("", ""))
+def first_difference(file: Path, text: str) -> tuple[str, str, int]:
+    """Return the first line of a file that another text has differently, this one, and how many equal ones precede."""
+    lines, others = ([line.strip() for line in each.splitlines()] for each in (file.read_text("utf-8"), text))
+    number = next((number for number, pair in enumerate(zip(lines, others, strict=False)) if len(set(pair)) > 1), None)
+    return ("", "", 0) if number is None else (lines[number], others[number], lines[:number].count(lines[number]))
 
 
 def attempt(mutant: Mutant, copy: Copy, known: Known) -> dict[str, Any]:
@@ -374,7 +375,7 @@ def attempt(mutant: Mutant, copy: Copy, known: Known) -> dict[str, Any]:
     result: dict[str, Any] = asdict(mutant)
     if new is None or not _is_python(new):
         return {**result, "outcome": "not applied"}
-    result["was"], result["now"] = first_difference(copy.root / mutant.file, new)
+    result["was"], result["now"], result["equal before"] = first_difference(copy.root / mutant.file, new)
     tests = known.tests(mutant, copy.root)
     result.update(tests=len(tests), tried=0, outcome="survived" if tests else "no test runs it", by="")
     first = first_tests(tests, mutant.file, known.seconds)
@@ -421,10 +422,10 @@ def confirmed(results: list[dict[str, Any]], copy: Copy) -> list[dict[str, Any]]
 
 def judged(results: list[dict[str, Any]], copy: Copy) -> list[dict[str, Any]]:
     """Add to changes that were missed what is known of them; a test that is named must notice the change alone."""
-    given = {tuple(each["change"]): each for each in json.loads(JUDGED.read_text())} if JUDGED.exists() else {}
+    given = {(*each["change"], 0)[:4]: each for each in json.loads(JUDGED.read_text())} if JUDGED.exists() else {}
     found = []
     for result in results:
-        verdict = given.get((result["file"], result.get("was"), result.get("now")))
+        verdict = given.get((result["file"], result.get("was"), result.get("now"), result.get("equal before", 0)))
         if result["outcome"] not in MISSED or verdict is None:
             found.append(result)
             continue
@@ -444,7 +445,8 @@ def same_change(result: dict[str, Any], copy: Copy) -> str | None:
     """Change a file of a later commit as it was changed then; None where the place is no more."""
     for occurrence in itertools.count():
         text = copy.changed(Mutant(result["file"], result["line"], result["operator"], occurrence))
-        if text is None or first_difference(copy.root / result["file"], text) == (result["was"], result["now"]):
+        wanted = (result["was"], result["now"], result.get("equal before", 0))
+        if text is None or first_difference(copy.root / result["file"], text) == wanted:
             return text
     return None
 

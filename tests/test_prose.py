@@ -40,12 +40,12 @@ from support.measured import (
     best_of,
     bits,
     both,
+    by_rate_of_first_seed,
     capacity,
     curves,
     domains_with_a_group,
     experts_of_ranks_from_two,
     gains,
-    gap,
     gaps,
     growth,
     in_words,
@@ -165,13 +165,14 @@ FILLED = [
     ),
     (
         COMPARISON,
-        "TuckA with r = 8 is {:.0f} to {:.0f} points below LoRA at equal parameters",
-        lambda: [min(gaps("tucka_r8")), max(gaps("tucka_r8"))],
+        "TuckA with r = 8 is ahead by {:.1f} points on the glosses, {:.1f} on the sounds and {:.1f} on the languages, "
+        "and with r = 16 by {:.1f}, {:.1f} and {:.1f}",
+        lambda: [-found for name in ("tucka_r8", "tucka_r16") for found in gaps(name)],
     ),
     (
         COMPARISON,
-        "on all three tasks**: by {:.0f} points on the glosses, {:.0f} on the sounds and {:.0f} on the languages",
-        lambda: gaps("tucka_r8"),
+        "With bounded columns, the default before, TuckA with r = 8 was {:.0f} to {:.0f} points below the curve",
+        lambda: [min(gaps("tucka_r8_columns")), max(gaps("tucka_r8_columns"))],
     ),
     (
         COMPARISON,
@@ -191,11 +192,6 @@ FILLED = [
         COMPARISON,
         "with blocks of 32 it is {:.0f} to {:.0f} points above LoRA's curve",
         lambda: [-max(gaps("oft_b32")), -min(gaps("oft_b32"))],
-    ),
-    (
-        COMPARISON,
-        "With r = 16, TuckA is {:.0f} to {:.0f} points below LoRA's curve",
-        lambda: [min(gaps("tucka_r16")), max(gaps("tucka_r16"))],
     ),
     (
         COMPARISON,
@@ -297,7 +293,9 @@ FILLED = [
     (
         COMPARISON,
         "at 6e-3 it is {} points below LoRA",
-        lambda: [in_words(100 * (window("causal", "lora_r8").means[6e-3] - window("causal", "tucka_r8_columns").means[6e-3]))],
+        lambda: [
+            in_words(100 * (window("causal", "lora_r8").means[6e-3] - window("causal", "tucka_r8_columns").means[6e-3]))
+        ],
     ),
     (
         COMPARISON,
@@ -306,10 +304,32 @@ FILLED = [
     ),
     (
         COMPARISON,
+        "Each at its best rate, TuckA reaches {:.1%} on the reviews, {:.1%} on the sentences and {:.1%} on the causal "
+        "task, and LoRA with the same seed {:.1%}, {:.1%} and {:.1%}",
+        lambda: [
+            max(by_rate_of_first_seed(task, name).values())
+            for name in ("tucka_r8", "lora_r8")
+            for task in ("reviews", "sentences", "causal")
+        ],
+    ),
+    (
+        COMPARISON,
+        "On the causal task TuckA falls by {:.1f} points from 3e-3 to 4e-3, and LoRA by {:.1f}",
+        lambda: [
+            100 * (found[3e-3] - found[4e-3])
+            for found in (by_rate_of_first_seed("causal", name) for name in ("tucka_r8", "lora_r8"))
+        ],
+    ),
+    (
+        COMPARISON,
         "outputs move {} to {} times as far as LoRA's at one rate**",
         lambda: [in_words(times) for times in times_loras("TuckA r=8, unbounded")],
     ),
-    (COMPARISON, "outputs move {:.1f} to {:.1f} times as far as LoRA's**", lambda: times_loras("TuckA r=8, columns bounded")),
+    (
+        COMPARISON,
+        "outputs move {:.1f} to {:.1f} times as far as LoRA's**",
+        lambda: times_loras("TuckA r=8, columns bounded"),
+    ),
     (
         COMPARISON,
         "The gain is {:.1f} to {:.1f} in MiniLM and {:.1f} to {:.0f} in SmolLM2",
@@ -461,7 +481,8 @@ HOLDS = [
         "README.md",
         "TuckA with r = 8 is as accurate as LoRA of the same rank",
         lambda: all(
-            best_of(task, "tucka_r8_columns") >= best_of(task, "lora_r8") - 0.01 for task in ("causal", "reviews", "sentences")
+            best_of(task, "tucka_r8_columns") >= best_of(task, "lora_r8") - 0.01
+            for task in ("causal", "reviews", "sentences")
         ),
     ),
     (
@@ -582,32 +603,6 @@ HOLDS = [
             for low, high in ((1, 4), (4, 8), (8, 16))
             if (task, high) != ("languages", 16)
         ),
-    ),
-    (
-        COMPARISON,
-        "LoRA with r = 1 has a quarter of the parameters and is as good",
-        lambda: all(ahead_of(task, "tucka_r8", "lora_r1") < 1 for task in ("glosses", "sounds", "languages")),
-    ),
-    (
-        COMPARISON,
-        "α = 2 closes half of the gap on the glosses and a quarter on the languages",
-        lambda: (
-            round(2 * gap("glosses", "tucka_r8_alpha_double") / gap("glosses", "tucka_r8")) == 1
-            and round(4 * gap("languages", "tucka_r8_alpha_double") / gap("languages", "tucka_r8")) == 3
-        ),
-    ),
-    (
-        COMPARISON,
-        "and r = 32 is no better; on the sounds it falls apart",
-        lambda: (
-            all(ahead_of(task, "tucka_r32", "tucka_r16") < 1 for task in ("glosses", "sounds", "languages"))
-            and capacity("sounds")["tucka_r32"].mean < 0.15
-        ),
-    ),
-    (
-        COMPARISON,
-        "on the sounds one of three trainings then fell apart",
-        lambda: sum(found < 0.15 for found in capacity("sounds")["tucka_r8_alpha_double"].scores.values()) == 1,
     ),
     (
         COMPARISON,

@@ -75,6 +75,8 @@ def sized(kind: type[PretrainedConfig], changes: dict[str, Any]) -> PretrainedCo
     for key, value in values.items():
         if isinstance(value, Part):
             values[key] = sized(getattr(transformers, f"{value.name}Config"), value.changes)
+            if kind is transformers.VisionTextDualEncoderConfig:  # which takes dicts alone in transformers 5.18
+                values[key] = values[key].to_dict()
     for key, sub in kind.sub_configs.items():
         if sub is not AutoConfig and key in known and not isinstance(values.get(key), PretrainedConfig):
             values[key] = sized(sub, values.get(key) or {})

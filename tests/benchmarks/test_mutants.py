@@ -2,6 +2,7 @@
 
 import json
 import signal
+from dataclasses import asdict
 
 import pytest
 
@@ -89,6 +90,19 @@ def test_annotations_and_messages_are_left_as_they_are(tmp_path):
     found = list(mutants.mutants(file, "a.py"))
     assert {each.line for each in found} == {1, 2}
     assert {each.operator for each in found if each.line == 1} == {"core/NumberReplacer"}
+
+
+def test_equal_lines_of_a_file_are_told_apart(tmp_path):
+    pytest.importorskip("cosmic_ray")
+    copy = object.__new__(mutants.Copy)
+    copy.root = tmp_path
+    (tmp_path / "a.py").write_text("def f(x):\n    return x == 1\n\n\ndef g(x):\n    return x == 1\n")
+    for number in range(2):
+        mutant = Mutant("a.py", 1, "core/ReplaceComparisonOperator_Eq_NotEq", number)
+        text = copy.changed(mutant)
+        was, now, before = mutants.first_difference(tmp_path / "a.py", text)
+        assert (was, now, before) == ("return x == 1", "return x != 1", number)
+        assert mutants.same_change({**asdict(mutant), "was": was, "now": now, "equal before": before}, copy) == text
 
 
 def test_the_committed_scores_are_those_of_the_committed_results():

@@ -46,6 +46,7 @@ def wrong_inputs():
         "half": (x.bfloat16(), ArrayError, "float32", "Convert"),
         "device": (x.to("meta"), ArrayError, "cpu", "Move"),
         "NumPy": (x.numpy(), ArrayError, "torch tensor", "Convert"),
+        "list": (x.tolist(), ArrayError, "torch tensor", "Convert"),
     }
 
 

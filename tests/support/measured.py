@@ -147,6 +147,11 @@ def window(task, name):
     return windows.windows(made, [experiment])[0]
 
 
+def by_rate_of_first_seed(task, name):
+    """The accuracy of one seed at each rate."""
+    return {rate: scores[0] for rate, scores in window(task, name).scores.items()}
+
+
 def both(task, within):
     return [window(task, name).ends(within) for name in ("lora_r8", "tucka_r8_columns")]
 

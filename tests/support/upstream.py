@@ -6,7 +6,7 @@ from packaging.version import Version
 from transformers.integrations import peft as integration
 
 NEEDED = getattr(integration, "MIN_PEFT_VERSION", "0")
-# transformers 5.24 asks for PEFT 0.22, which is not released.
+# transformers 5.24 asks for PEFT 0.22, which is not released, where it loads or adds an adapter itself.
 transformers_takes_peft = pytest.mark.skipif(
     Version(peft.__version__) < Version(NEEDED), reason=f"this transformers loads adapters with PEFT from {NEEDED} on"
 )

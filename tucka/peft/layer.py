@@ -263,7 +263,8 @@ class TuckALayer(nn.Module, BaseTunerLayer):
             return x
         is_compiled = torch.compiler.is_compiling()
         # Checked before anything is routed on it, once for each kind of input. A new kind would compile anew.
-        is_known = not is_compiled and self._checked == (x.dtype, x.shape[-1:], x.device, names)
+        is_tensor = isinstance(x, Tensor)  # other arrays may have no device
+        is_known = is_tensor and not is_compiled and self._checked == (x.dtype, x.shape[-1:], x.device, names)
         result = rows = x if is_known else self._checked_rows(x, names)
         is_lean = not is_compiled and not torch.is_grad_enabled()
         for name in names:

@@ -44,7 +44,7 @@ class TestTuckerAdapter(AdapterContract):
 
 class TestTuckerAdapterWithGatesForEachSample(TestTuckerAdapter):
     def gates(self, x):
-        return SAMPLES[: x.shape[0]] if np.ndim(x) else SAMPLES
+        return SAMPLES[: len(x)] if np.ndim(x) else SAMPLES
 
 
 def adapter():

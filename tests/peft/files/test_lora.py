@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from support.bases import EXPORTABLE, make_base, run
+from support.upstream import transformers_takes_peft
 from tucka.errors import ConfigError, RouteError
 from tucka.peft import TuckAConfig, export_lora, pin_route
 
@@ -109,6 +110,7 @@ def test_one_of_several_adapters_is_exported_also_while_merged(tmp_path):
     torch.testing.assert_close(run(loaded, inputs), output, rtol=0, atol=1e-5)
 
 
+@transformers_takes_peft
 def test_a_model_with_an_injected_adapter_exports_under_pefts_keys(tmp_path):
     base, targets, inputs = make_base("bert")
     base.add_adapter(TuckAConfig(r=2, target_modules=targets, init_weights=False, pinned_gates=GATES))

@@ -11,6 +11,7 @@ from torch import nn
 
 from support.adapting import config_for, visible
 from support.tiny_models import text
+from support.upstream import checkpoint_layers
 from tucka.backends.torch import Router
 from tucka.backends.torch.together import Group, Shared
 from tucka.peft import TuckAConfig, given_route, pin_route
@@ -123,7 +124,7 @@ def test_a_layer_that_is_not_used_gets_no_gradient(routing, alone):
 def test_regions_that_are_computed_again(routing, reentrant, alone):
     model = model_of(routing).train()
     wanted = alone(lambda: outcome(model))
-    model.base_model.model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    checkpoint_layers(model, reentrant=reentrant)
     model.enable_input_require_grads()
     assert_same(outcome(model), wanted)
 

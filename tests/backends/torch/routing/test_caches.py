@@ -47,6 +47,17 @@ def test_a_filled_cache_of_unknown_origin_is_refused(routing):
         step(model, filled(causal(routing)))
 
 
+@coarse
+def test_a_call_that_fails_in_its_head_leaves_no_route_in_the_cache(routing):
+    model = causal(routing)
+    cache = DynamicCache(config=model.config)
+    with pytest.raises(IndexError):
+        model(input_ids=PROMPT, past_key_values=cache, labels=PROMPT + 1000)
+    assert cache.get_seq_length() == PROMPT.shape[1]
+    with refused(RouteError, "route", "cache that carries no route"):
+        step(model, cache)
+
+
 def test_a_filled_cache_of_unknown_origin_with_token_routing():
     model = causal("token")
     wanted = step(model, filled(model))

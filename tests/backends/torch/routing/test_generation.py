@@ -10,7 +10,7 @@ from support.refusals import refused
 from support.routed import EXACT, causal, greedy, logits, route_of, routed
 from support.tiny_models import make, tokens
 from tucka.errors import RouteError
-from tucka.peft import given_route, last_route
+from tucka.peft import expert_load, given_route, last_route
 
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 coarse = pytest.mark.parametrize("routing", ["batch", "sample"])
@@ -164,6 +164,16 @@ def test_the_loop_of_somebody_else(routing):
     model.generate(input_ids=PROMPT, custom_generate=loop, max_new_tokens=3)
     for ids, found in seen:
         torch.testing.assert_close(logits(model, {"input_ids": ids, "use_cache": False}), found, **EXACT)
+
+
+def test_the_padding_of_a_prompt_in_chunks_does_not_count():
+    model, prompts = causal("token"), tokens(2, 7)
+    padded = torch.ones_like(prompts)
+    padded[0, :2] = 0
+    for options in ({}, {"prefill_chunk_size": 3}):
+        made = {"attention_mask": padded, "max_new_tokens": 1, "do_sample": False, **options}
+        model.generate(input_ids=prompts, **made)
+        assert int(expert_load(model, reset=True).sum()) == 14 - 2
 
 
 @routings

@@ -1,13 +1,15 @@
 """Towers: each has a router and a route of its own, whatever their widths and numbers of samples."""
 
+from typing import ClassVar
+
 import pytest
 import torch
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionModel, DynamicCache, LlamaConfig, LlamaModel, PreTrainedConfig, PreTrainedModel
 
 from support.adapting import watched
 from support.refusals import refused
 from support.routed import EXACT, FAMILIES, assert_rows_stand_alone, inputs_of, route_of, routed
-from support.tiny_models import clip, inputs_for, loss_of
+from support.tiny_models import clip, inputs_for, llama, loss_of
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import RouteError
 from tucka.peft import expert_load, initialize_router, last_route, pin_route
@@ -154,6 +156,49 @@ def test_router_module_names_a_layer_of_one_part():
     late = routed(clip(), ["q_proj"], router_module=layer.format("vision", 1))
     with refused(RouteError, "route", "router_module | vision_model.encoder.layers.1 | to run first"):
         late(**inputs)
+
+
+class SpeakerConfig(PreTrainedConfig):
+    model_type = "speaker"
+    sub_configs: ClassVar = {"text_config": LlamaConfig, "voice_config": LlamaConfig}
+
+    def __init__(self, **options):
+        self.text_config, self.voice_config = llama().config, llama(hidden_size=24).config
+        super().__init__(**options)
+
+
+class Speaker(PreTrainedModel):
+    """A language model with a voice: each has a cache of its own."""
+
+    config_class = SpeakerConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.text, self.voice = LlamaModel(config.text_config), LlamaModel(config.voice_config)
+        self.post_init()
+
+    def forward(self, input_ids, sounds, text_cache=None, voice_cache=None):
+        said = self.text(input_ids=input_ids, past_key_values=text_cache).last_hidden_state
+        heard = self.voice(input_ids=sounds, past_key_values=voice_cache).last_hidden_state
+        return torch.cat([said, heard], dim=-1)
+
+
+@routings
+@torch.no_grad()
+def test_a_cache_of_a_tower_carries_the_towers_route(routing):
+    torch.manual_seed(0)
+    model = routed(Speaker(SpeakerConfig()), TARGETS, routing)
+    assert set(scope_of(model).owners["default"]) == {"", "voice"}
+    caches = [DynamicCache(), DynamicCache()]
+    first, then = texts(), texts(seed=2)[:, :1]
+    model(first, first.flip(0), *caches)
+    routes = {part: last_route(model, part=part) for part in ("", "voice")}
+    continued = model(then, then.flip(0), *caches)
+    if routing == "token":
+        whole = torch.cat([first, then], dim=1)
+        torch.testing.assert_close(continued, model(whole, whole.flip(0))[:, -1:], **EXACT)
+    else:
+        assert all(torch.equal(last_route(model, part=part), route) for part, route in routes.items())
 
 
 @pytest.mark.parametrize("routing", ["sample", "token"])
