@@ -283,6 +283,17 @@ def test_experts_share_a_rotation_and_add_their_own_part_to_it(seed, length, ran
             np.testing.assert_allclose(reference.expert(*made, i, j), wanted, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("rank", [1, 3, 6])
+@pytest.mark.parametrize("lead", [(), (4,), (4, 5)])
+def test_an_exported_rotation_is_the_same_without_a_solver(rank, lead):
+    torch.manual_seed(0)
+    parts = started(rank, 2, 2, 2, init_weights=False)
+    x, gates = torch.randn(4, 5, 9, dtype=torch.float64), torch.rand(*lead, 2, 2, dtype=torch.float64)
+    program = torch.export.export(parts, (x, x, gates))
+    torch.testing.assert_close(program.module()(x, x, gates), parts(x, x, gates))
+    assert not [node for node in program.graph.nodes if "solve" in str(node.target)]
+
+
 @given(seed=st.integers(0, 99), **SIZES)
 def test_a_rotation_is_nothing_while_half_of_the_basis_is_zero(seed, rank, k, t, p):
     torch.manual_seed(seed)
