@@ -152,6 +152,12 @@ def by_rate_of_first_seed(task, name):
     return {rate: scores[0] for rate, scores in window(task, name).scores.items()}
 
 
+def windows_of_both():
+    """The windows within three points of LoRA and of TuckA's default, on the three tasks of learning rates."""
+    tasks = ("causal", "reviews", "sentences")
+    return [window(task, name).ends(0.03) for name in ("lora_r8", "tucka_r8") for task in tasks]
+
+
 def both(task, within):
     return [window(task, name).ends(within) for name in ("lora_r8", "tucka_r8_columns")]
 

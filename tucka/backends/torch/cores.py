@@ -70,12 +70,12 @@ class _Mixing:
             if not self.makes_experts:
                 self.slices = torch.cat([self.slices, self.common.reshape(layers, 1, -1)], dim=1)
         sets = self.slices.shape[1]
+        if self.makes_experts or gates is not None:
+            self.factors = cast(torch.stack(list(flat[1::3])), dtype)  # (L, t, p)
         if self.makes_experts:
-            self.factors = cast(torch.stack(list(flat[1::3])), dtype)[:, None]  # (L, 1, t, p)
-            sets = groups * self.factors.shape[2]
+            sets = groups * self.factors.shape[1]
         if gates is not None:
             sets = math.prod(gates.shape[:-2])
-            self.factors = cast(torch.stack(list(flat[1::3])), dtype)  # (L, t, p)
             self.gates = cast(gates.reshape(sets * groups, gates.shape[-1]), dtype)  # (N·k, t)
             if weights is None:
                 weights = torch.bmm(self.gates.expand(layers, *self.gates.shape), self.factors)
@@ -106,7 +106,7 @@ class _Mixing:
         if self._cores is None:
             mixed = self.slices if self.weights is None else torch.bmm(self.weights, self.slices)
             if self.makes_experts:
-                mixed = torch.matmul(self.factors, self.by_group)
+                mixed = torch.matmul(self.factors[:, None], self.by_group)
             mixed = mixed.reshape(self._shape)
             if self.makes_experts and self.common is not None:
                 mixed = mixed + self.common[:, None]
@@ -171,7 +171,7 @@ class _Mixed(torch.autograd.Function):
             of_experts, by_group = of_slices, of_used(made.by_group)
             of_experts = of_experts.reshape(*by_group.shape[:2], -1, rank * rank)  # (U, k, t, r²)
             of_factors = torch.matmul(of_experts, by_group.transpose(2, 3)).sum(dim=1)
-            of_slices = torch.matmul(of_used(made.factors).transpose(2, 3), of_experts)
+            of_slices = torch.matmul(of_used(made.factors).transpose(1, 2)[:, None], of_experts)
         elif made.common is not None:
             of_common, of_slices = of_slices[:, -1], of_slices[:, :-1]
         if made.common is not None and of_common is not None:

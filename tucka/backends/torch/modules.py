@@ -116,7 +116,7 @@ class ExpertParts(nn.Module):
 
     @torch.no_grad()
     def add_group(self) -> None:
-        """Add a core of zeros: a group whose update is zero, and whose core gets a gradient from the trained basis."""
+        """Add a core of zeros: a group with nothing of its own, whose core gets a gradient from the trained basis."""
         old = self.cores
         self.cores = nn.Parameter(torch.cat([old, torch.zeros_like(old[:1])]), requires_grad=old.requires_grad)
         self.spec = replace(self.spec, groups=self.spec.groups + 1)

@@ -123,7 +123,8 @@ def _checked(model: nn.Module, name: str, gates: Any) -> Tensor:
 def add_group(model: nn.Module, *, name: str | None = None, adapter_name: str | None = None) -> int:
     """Add a group of experts to an adapter without a router: a core for each of its layers, which starts as the base.
 
-    The parameters of the cores are new objects afterwards: make the optimiser after this call.
+    With ``factor_norm="rotation"``, it starts as the rotation that all groups have in common. The parameters of the
+    cores are new objects afterwards: make the optimiser after this call.
 
     Parameters
     ----------
