@@ -52,12 +52,13 @@ def soft_unit_columns(basis: Array) -> Array:
     return np.stack([column / math.sqrt(sum(number**2 for number in column) + 1 / 16) for column in basis.T], axis=1)
 
 
-def rotation(basis: Array) -> Array:
+def rotation(basis: Array, strength: float | None = None) -> Array:
     """Turn the i-th column of a basis (d, r) to the one half of r later, by Cayley's transform of c (v wᵀ − w vᵀ)."""
     rank, generator = basis.shape[1], np.zeros((basis.shape[0], basis.shape[0]))
+    c = math.sqrt(24 / rank) if strength is None else strength
     for i in range(rank // 2):
         read, written = basis[:, i], basis[:, rank - rank // 2 + i]
-        generator += math.sqrt(8 / rank) * (np.outer(read, written) - np.outer(written, read))
+        generator += c * (np.outer(read, written) - np.outer(written, read))
     identity = np.eye(len(generator))
     return np.linalg.solve(identity - generator / 2.0, identity + generator / 2.0)
 

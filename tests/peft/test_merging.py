@@ -91,7 +91,7 @@ def test_the_merged_weight_is_the_papers(norm, data):
     adapted = reference.adapt(np.eye(width), gates, cores, parts.expert_factor, basis, alpha=0.5)
     eps = 2.0**-52
     if norm == "rotation":
-        adapted += 0.5 * gates.sum() * (reference.rotation(basis) - np.eye(width))
+        adapted += 0.5 * gates.sum() * (reference.rotation(basis, float(experts.strength)) - np.eye(width))
         eps *= (1.0 + 6.0 * np.square(basis).sum()) ** 2  # the products UᵀU are what the rotation is solved from
     assert_close(merged.T, adapted @ weight.T, eps=eps, terms=width * r * p * k)
 

@@ -6,7 +6,7 @@ import copy
 import warnings
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME
@@ -204,6 +204,7 @@ class TuckAConfig(PeftConfig):
     def _checked_spec(self) -> dict[str, Any]:
         """Return the fields of the `TuckerSpec`, checked in the words of this class."""
         given = {item.name: getattr(self, LETTERS.get(item.name, item.name)) for item in fields(TuckerSpec)}
+        check_choice("factor_norm", given["factor_norm"], ("auto", None, *get_args(FactorNorm)), where=_WHERE)
         if given["factor_norm"] == "auto":
             given["factor_norm"] = "columns" if given["routing"] == "given" else TuckerSpec.factor_norm
         if given["routing"] in (None, "given"):  # gates for each sample, whoever makes them

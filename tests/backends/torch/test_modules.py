@@ -269,14 +269,15 @@ def test_factors_make_the_experts_of_a_basis_with_soft_unit_columns(seed, length
             np.testing.assert_allclose(reference.expert(*made, i, j), wanted, rtol=1e-9, atol=1e-12)
 
 
-@given(seed=st.integers(0, 99), length=st.sampled_from([0.0, 0.3, 40.0]), **SIZES)
-def test_experts_share_a_rotation_and_add_their_own_part_to_it(seed, length, rank, k, t, p):
+@given(seed=st.integers(0, 99), length=st.sampled_from([0.0, 0.3, 40.0]), strength=st.floats(0.01, 9.0), **SIZES)
+def test_experts_share_a_rotation_and_add_their_own_part_to_it(seed, length, strength, rank, k, t, p):
     torch.manual_seed(seed)
     parts = started(rank, k, t, p, init_weights=False)
     parts.basis.data *= length
+    parts.strength.fill_(strength)
     made = as_arrays(*parts.factors())
     cores, factor, basis = as_arrays(parts.cores, parts.expert_factor, parts.basis)
-    common = reference.rotation(basis) - np.eye(9)
+    common = reference.rotation(basis, strength) - np.eye(9)
     for i in range(k):
         for j in range(t):
             wanted = common + reference.expert(cores, factor, basis, i, j) / rank

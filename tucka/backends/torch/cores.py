@@ -33,14 +33,15 @@ def cores_together(
     alphas: Sequence[float],
     *,
     norm: FactorNorm | None,  # what is still to be done of it: "frobenius" never is
+    strengths: Sequence[Tensor] = (),  # of each layer's rotation, ()
 ) -> list[Tensor]:
     """Mix each layer's cores, with what its basis adds, times α, by the same gates; without any, as for `times_own`."""
     with without_autocast(flat[0].device.type):
         # A compiler and transformations make a backward of their own.
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or are_transformations_on()):
-            cores: Sequence[Tensor] = _Mixed.apply(gates, tuple(alphas), norm, *flat)
+            cores: Sequence[Tensor] = _Mixed.apply(gates, tuple(alphas), norm, tuple(strengths), *flat)
         else:
-            cores = _Mixing(gates, flat, alphas, norm).cores.unbind(0)
+            cores = _Mixing(gates, flat, alphas, norm, strengths).cores.unbind(0)
     if gates is None:
         return list(cores)
     return [of_one_sample(core.view(*gates.shape[:-2], *core.shape[1:])) for core in cores]
@@ -55,6 +56,7 @@ class _Mixing:
         flat: Sequence[Tensor],
         alphas: Sequence[float],
         norm: FactorNorm | None,
+        strengths: Sequence[Tensor],
         kept: Sequence[Tensor | None] = (None, None, None, None),
     ) -> None:
         cores, weights, self.scale, self.common = kept
@@ -65,7 +67,7 @@ class _Mixing:
         self.makes_experts = gates is None and weighs_experts(flat[1])
         if norm == "rotation":
             if self.common is None:
-                self.common = cast(rotation_cores(flat[2::3]), dtype)  # (L, r, r)
+                self.common = cast(rotation_cores(flat[2::3], strengths), dtype)  # (L, r, r)
             self.slices = self.slices / rank
             if not self.makes_experts:
                 self.slices = torch.cat([self.slices, self.common.reshape(layers, 1, -1)], dim=1)
@@ -119,13 +121,18 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gates: Tensor | None, alphas: tuple[float, ...], norm: FactorNorm | None, *flat: Tensor
+        ctx: Any,
+        gates: Tensor | None,
+        alphas: tuple[float, ...],
+        norm: FactorNorm | None,
+        strengths: tuple[Tensor, ...],
+        *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        made = _Mixing(gates, flat, alphas, norm)
-        ctx.alphas, ctx.norm = alphas, norm
+        made = _Mixing(gates, flat, alphas, norm, strengths)
+        ctx.options = alphas, norm, strengths
         # Torch frees what it saves in the first backward, but layers may be in graphs of their own. So factors are kept
         # as they are, and the rest is made again there.
-        ctx.inputs, ctx.versions = (gates, flat), versions_of(_without_none(gates, *flat))
+        ctx.inputs, ctx.versions = (gates, flat), versions_of(_without_none(gates, *strengths, *flat))
         # The gates are among them for those who count what is kept.
         ctx.save_for_backward(made.cores if norm == "columns" else None, made.weights, made.scale, made.common, gates)
         ctx.set_materialize_grads(False)
@@ -134,15 +141,15 @@ class _Mixed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *of_cores: Tensor | None) -> tuple[Any, ...]:
-        gates, flat = ctx.inputs
-        if versions_of(_without_none(gates, *flat)) != ctx.versions:
+        (gates, flat), (alphas, norm, strengths) = ctx.inputs, ctx.options
+        if versions_of(_without_none(gates, *strengths, *flat)) != ctx.versions:
             msg = "a variable that a gradient needs has been modified by an inplace operation: an adapter's parameter"
             raise RuntimeError(msg)
         result: list[Any] = [None] * len(flat)
         used = [place for place, gradient in enumerate(of_cores) if gradient is not None]
         if not used:
-            return None, None, None, *result
-        made = _Mixing(gates, flat, ctx.alphas, ctx.norm, _saved(ctx))
+            return None, None, None, None, *result
+        made = _Mixing(gates, flat, alphas, norm, strengths, _saved(ctx))
 
         def of_used(tensor: Any) -> Any:
             is_all = len(used) == len(of_cores) or not isinstance(tensor, Tensor)
@@ -184,7 +191,7 @@ class _Mixed(torch.autograd.Function):
             # With s = 1/√(‖u‖² + c), ds/du = -s³ u, and the core is s_i s_j times one that does not depend on u.
             share, scale = (of_core * of_used(made.cores)).sum(dim=1), of_used(made.scale)
             pulls = -(share.sum(dim=1) + share.sum(dim=2)) * scale * scale
-        needed = ctx.needs_input_grad[3:]
+        needed = ctx.needs_input_grad[4:]
         slices, factors = of_slices.unbind(0), () if of_factors is None else of_factors.unbind(0)
         columns = () if pulls is None else pulls.unbind(0)
         grams = () if of_grams is None else of_grams.unbind(0)
@@ -201,7 +208,7 @@ class _Mixed(torch.autograd.Function):
                 is_wide = basis.dtype is of_gram.dtype
                 of_basis = torch.mm(basis if is_wide else basis.to(of_gram.dtype), of_gram)
                 result[3 * index + 2] = of_basis if is_wide else of_basis.to(basis.dtype)
-        return of_gates, None, None, *result
+        return of_gates, None, None, None, *result
 
 
 def _saved(ctx: Any) -> tuple[Tensor | None, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from tucka.backends.torch.checks import check_lead, check_parts, check_rank, check_tensors, check_thin
@@ -165,12 +167,14 @@ def add_gated_update(
     *,
     alpha: float | Tensor,
     norm: FactorNorm | None = None,  # what the basis adds to the cores, or by what it scales them
+    strengths: Sequence[Tensor] = (),  # of a rotation, ()
 ) -> Tensor:
     """Add one adapter's gated update of `x` to `base`, so that the updates of several adapters add up."""
     flat = cores, expert_factor, basis
     if not has_own_gates(x, gates):
-        return add_update(base, x, basis, cores_together(gates, flat, (1.0,), norm=norm)[0], alpha=alpha)
-    own = cores_together(None, flat, (1.0,), norm=norm)[0]
+        core = cores_together(gates, flat, (1.0,), norm=norm, strengths=strengths)[0]
+        return add_update(base, x, basis, core, alpha=alpha)
+    own = cores_together(None, flat, (1.0,), norm=norm, strengths=strengths)[0]
     return add_own_update(base, x, basis, own, expert_factor, gates, alpha=alpha)
 
 

@@ -29,6 +29,10 @@ class Factored(Protocol):
     def unscaled(self) -> tuple[tuple[Tensor, Tensor, Tensor], FactorNorm | None]:
         """Return cores (k, p, r, r), expert factor (t, p) and basis (d, r), and the norm that mixed cores need."""
 
+    @property
+    def strengths(self) -> tuple[Tensor, ...]:
+        """The strength () of a rotation, if there is one."""
+
 
 class LaidOut:
     """The factors of one layer for inputs of one dtype, and the last mixed core."""
@@ -71,7 +75,8 @@ class LaidOut:
 
     def _made(self, gates: Tensor | None) -> Tensor:
         factors, norm = self._parts.unscaled()
-        return cores_together(gates, factors, (self._parts.alpha,), norm=norm)[0]
+        alphas, strengths = (self._parts.alpha,), self._parts.strengths
+        return cores_together(gates, factors, alphas, norm=norm, strengths=strengths)[0]
 
     def turned(self, rows: int) -> Tensor:
         """Return Uᵀ (r, d) for products with a number of rows."""

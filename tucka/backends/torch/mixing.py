@@ -10,7 +10,6 @@ from torch import Tensor
 from tucka.backends.torch.private import is_any_autocast_on, is_exporting
 from tucka.backends.torch.thin import cast, has_autocast, wide_dtype, without_autocast
 from tucka.core.bases import SOFTNESS
-from tucka.core.rotation import rotation_strength
 from tucka.spec import mixes_each_row
 
 __all__ = [
@@ -134,15 +133,15 @@ def between_columns(cores: Tensor, scale: Tensor) -> Tensor:
     return cores * torch.outer(scale, scale)
 
 
-def rotation_cores(bases: Sequence[Tensor]) -> Tensor:
-    """Return the core (r, r) of the rotation that each basis (d, r) gives, (L, r, r), see `tucka.rotation_core`."""
+def rotation_cores(bases: Sequence[Tensor], strengths: Sequence[Tensor]) -> Tensor:
+    """Return the core (r, r) of the rotation that each basis (d, r) gives, (L, r, r), by strengths of shape ()."""
     # Widths may differ, so the products UᵀU are made one by one. The derivative of a core B is dB = B dM B / 2, for the
     # products M.
     dtype = wide_dtype(bases[0])
     wide = bases if bases[0].dtype is dtype else [basis.to(dtype) for basis in bases]
     grams = torch.stack([torch.mm(basis.t(), basis) for basis in wide])
     rank = grams.shape[-1]
-    strength, ones = rotation_strength(rank), grams.new_ones(rank // 2)
+    strength, ones = cast(torch.stack(list(strengths)), dtype)[:, None, None], grams.new_ones(rank // 2)
     pairs = torch.diag(ones, rank - rank // 2) - torch.diag(ones, rank // 2 - rank)  # S / c
     generator, product = strength * pairs, (strength / 2.0) * (pairs @ grams)
     if is_exporting():
@@ -154,7 +153,7 @@ def rotation_cores(bases: Sequence[Tensor]) -> Tensor:
     else:
         matrix = torch.eye(rank, dtype=grams.dtype, device=grams.device) - product
         # Not `solve`, which looks whether the matrix is singular, and so waits for a GPU. It never is.
-        core = torch.linalg.solve_ex(matrix, generator.expand_as(matrix)).result
+        core = torch.linalg.solve_ex(matrix, generator).result
     # The same once more, B = S + S UᵀU B / 2: its first half is then exact where the second half of U is zero.
     return generator + product @ core
 

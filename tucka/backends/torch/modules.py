@@ -29,6 +29,7 @@ from tucka.backends.torch.private import (
 )
 from tucka.backends.torch.thin import cast, compute_dtype, without_autocast
 from tucka.backends.torch.update import add_update
+from tucka.core.rotation import rotation_strength
 from tucka.errors import ConfigError, RouteError, expected
 from tucka.spec import FactorNorm, TuckerSpec
 
@@ -38,11 +39,11 @@ __all__ = ["ExpertParts", "TuckerAdapter", "adapt_rows"]
 # a typical layer.
 Gain = Callable[[], float | None]
 
-# How strongly cores lead to the zero half at first, times √r, and how long the columns are that read: short ones turn
-# faster. Both at a typical gain of the layer. A rotation leads by itself, so with it the gain changes the lengths.
-# Chosen by accuracy, see `docs/explanation/comparison.md`.
+# How strongly cores lead to the zero half at first, times √r, at a typical gain of the layer; and how long the columns
+# are that read: short ones turn faster. A rotation leads by itself. Chosen by accuracy, see
+# `docs/explanation/comparison.md`.
 _LEAD: dict[str | None, float] = {None: 12.0, "columns": 1.6}
-_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5, "rotation": 2.0}
+_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5, "rotation": 1.0}
 _TYPICAL_GAIN = 2.0
 
 
@@ -68,6 +69,8 @@ class ExpertParts(nn.Module):
         self.cores = nn.Parameter(torch.empty(spec.groups, slices, rank, rank))
         self.expert_factor = nn.Parameter(torch.empty(spec.experts_per_group, slices))
         self.basis = nn.Parameter(torch.empty(in_features, rank))
+        if spec.factor_norm == "rotation":
+            self.register_buffer("strength", torch.tensor(rotation_strength(rank)))
         self.reset_parameters(init_weights=init_weights, gain=gain)
 
     @torch.no_grad()
@@ -102,7 +105,7 @@ class ExpertParts(nn.Module):
         share = 1.0 if measured is None else _TYPICAL_GAIN / measured
         self.basis[:, :read] *= _READING[self.spec.factor_norm]
         if self.spec.factor_norm == "rotation":  # which leads by itself
-            self.basis[:, :read] *= share
+            self.strengths[0].fill_(share * rotation_strength(rank))
             return
         lead = share * _LEAD[self.spec.factor_norm] / rank**0.5
         # Weighted so that all experts start alike.
@@ -132,7 +135,7 @@ class ExpertParts(nn.Module):
         (cores, expert_factor, basis), norm = self.unscaled()
         if norm == "rotation":
             with without_autocast(basis.device.type):
-                return *with_rotation(cores, expert_factor, rotation_cores([basis])[0]), basis
+                return *with_rotation(cores, expert_factor, rotation_cores([basis], self.strengths)[0]), basis
         # The same update as with `soft_unit_columns` of the basis, and fewer numbers to scale.
         return between_columns(cores, column_scale(basis)) if norm == "columns" else cores, expert_factor, basis
 
@@ -144,6 +147,12 @@ class ExpertParts(nn.Module):
             return (cores, expert_factor, basis), self.spec.factor_norm
         norms = torch.linalg.vector_norm(cores, dim=(1, 2, 3), keepdim=True)  # group by group
         return (cores / norms, expert_factor / expert_factor.norm(), basis / basis.norm()), None
+
+    @property
+    def strengths(self) -> tuple[Tensor, ...]:
+        """The strength c () of the rotation, if there is one."""
+        strength = self._buffers.get("strength")
+        return () if strength is None else (strength,)
 
     @property
     def alpha(self) -> float:
@@ -165,7 +174,9 @@ class ExpertParts(nn.Module):
                 return add_own_update(base, x, own["basis"], core, own["expert_factor"], gates)
             return add_update(base, x, own["basis"], cast(core, compute_dtype(x)))
         (cores, expert_factor, basis), norm = self.unscaled()
-        return add_gated_update(base, x, basis, cores, expert_factor, gates, alpha=self.alpha, norm=norm)
+        return add_gated_update(
+            base, x, basis, cores, expert_factor, gates, alpha=self.alpha, norm=norm, strengths=self.strengths
+        )
 
     @property
     def drops(self) -> bool:
@@ -220,7 +231,8 @@ class TuckerAdapter(nn.Module):
     Attributes
     ----------
     parts : Module
-        The trainable ``cores`` (k, p, r, r), ``expert_factor`` (t, p) and ``basis`` (d, r).
+        The trainable ``cores`` (k, p, r, r), ``expert_factor`` (t, p) and ``basis`` (d, r). With
+        ``factor_norm="rotation"`` also the buffer ``strength`` (), the c of `tucka.rotation_core`.
 
     Raises
     ------

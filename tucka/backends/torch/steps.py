@@ -153,7 +153,7 @@ class Steps:
         self._laid[id(parts)] = laid
         self._remembered = kind() if self._remembered is None else self._remembered
         self._remembered.add(layer, adapter, parts)
-        self._watch(parameters_by_name(parts).values())
+        self._watch((*parameters_by_name(parts).values(), *parts.strengths))
 
     def has(self, layer: object) -> bool:
         """Tell whether a layer has a step in calls of this size, or none is kept."""

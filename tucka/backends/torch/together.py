@@ -49,6 +49,7 @@ class Group:
         self.flat = [tensor for parts in self.parts for tensor in _tensors_of(parts)]
         self.widths = [basis.shape[0] for basis in self.flat[2::3]]
         self.alphas = [parts.alpha for parts in self.parts]
+        self.strengths = [strength for parts in self.parts for strength in parts.strengths]
         self.norm = self.parts[0].spec.factor_norm if self.parts else None
         self.drops = any(parts.drops for parts in self.parts)
         self.place_of_parts = {id(parts): place for place, parts in enumerate(self.parts)}
@@ -68,7 +69,8 @@ class Group:
         numbers = rank**2 * ((0 if gates is None else gates.shape[:-2].numel()) + groups * slices)
         if len(self.parts) * numbers > _MOST:
             return None
-        return Made(self, gates, cores_together(gates, self.flat, self.alphas, norm=self.norm))
+        cores = cores_together(gates, self.flat, self.alphas, norm=self.norm, strengths=self.strengths)
+        return Made(self, gates, cores)
 
 
 _HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks")
@@ -81,7 +83,7 @@ class Made:
         self.group, self.cores = group, cores
         self.gates, self._version = gates, _version(gates)
         versions = versions_of(group.flat)
-        # By layer: what its parameters are now, and were when the cores were made.
+        # By layer: what its numbers are now, and were when the cores were made.
         self.entries = [
             (
                 parameters_by_name(parts),
@@ -89,6 +91,8 @@ class Made:
                 parts.scale,
                 tuple(group.flat[first : first + 3]),
                 versions[first : first + 3],
+                parts.strengths,
+                versions_of(parts.strengths),
             )
             for parts, first in zip(group.parts, range(0, len(group.flat), 3), strict=True)
         ]
@@ -101,9 +105,11 @@ class Made:
         return self.cores[place] if self.is_as_it_was(place) else None
 
     def is_as_it_was(self, place: int) -> bool:
-        """Tell whether nothing, a hook for instance, has changed a layer's parameters since."""
-        named, parts, scale, tensors, versions = self.entries[place]
-        return all(map(is_, _PARAMETERS(named), tensors)) and versions_of(tensors) == versions and parts.scale == scale
+        """Tell whether nothing, a hook for instance, has changed a layer's numbers since."""
+        named, parts, scale, tensors, versions, strengths, theirs = self.entries[place]
+        if not all(map(is_, _PARAMETERS(named), tensors)) or versions_of(tensors) != versions or parts.scale != scale:
+            return False
+        return all(map(is_, parts.strengths, strengths)) and versions_of(strengths) == theirs
 
 
 class Shared:
@@ -167,7 +173,7 @@ class Opened:
             or not self._made.is_as_it_was(place)
         ):
             return None
-        _, _, _, (_, factor, basis), _ = self._made.entries[place]
+        _, factor, basis = self._made.entries[place][3]
         core, gates = self._cores[place], self._gates
         if basis.dtype is not x.dtype:
             return None

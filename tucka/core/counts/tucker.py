@@ -49,7 +49,9 @@ def tucker_cost(layer: Layer, sizes: Sizes) -> Cost:
         turning = Amount(fixed=d * r * r + 2 * r**3)
         forward, backward, kept = forward + turning, backward + turning, kept + Amount(fixed=r * r)
     # With t·p = (p/k)·M this is the paper's (p/k)·M + k·p·r² + d·r.
-    return Cost(t * p + k * p * r * r + d * r, forward=forward, backward=backward, kept=kept)
+    # The file of a rotation also holds its strength.
+    buffers = 1 if sizes["rotation"] else 0
+    return Cost(t * p + k * p * r * r + d * r, buffers, forward=forward, backward=backward, kept=kept)
 
 
 def router_cost(layers: Sequence[Layer], sizes: Sizes) -> Cost:

@@ -27,6 +27,8 @@ def sizes_of(
         sizes[f"{name}.tucka_experts.cores"] = (spec.groups, spec.expert_rank, spec.rank, spec.rank)
         sizes[f"{name}.tucka_experts.expert_factor"] = (spec.experts_per_group, spec.expert_rank)
         sizes[f"{name}.tucka_experts.basis"] = (width, spec.rank)
+        if spec.factor_norm == "rotation":
+            sizes[f"{name}.tucka_experts.strength"] = ()
         if name in owners:
             sizes[f"{name}.tucka_router.centroids"] = (spec.groups, spec.experts_per_group, width)
     return sizes
