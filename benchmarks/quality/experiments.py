@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "experiments"
 KINDS = ("features", "adapter", "words")
 # What `TuckAConfig` did by default when the first results were made: their keys are hashes without it.
 _FIRST = {"routing": "batch", "factor_norm": None}
-_KEYS = {"label", "kind", "adapter", "learning_rates", "config", "parts", "start", "evaluations"}
+_KEYS = {"label", "kind", "adapter", "learning_rates", "config", "parts", "evaluations"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Experiment:
     config: dict[str, Any] = field(default_factory=dict)  # arguments of the configuration class
     # Factors of the learning rate of parameters, by a part of their name.
     parts: dict[str, float] = field(default_factory=dict)
-    start: str = ""  # a start of TuckA from `benchmarks.quality.starts`, in place of the library's
     evaluations: int = 0  # how many times the validation accuracy is taken while training, for curves
 
     @property
@@ -39,7 +38,6 @@ class Experiment:
             config = {"routing": None, "factor_norm": "rotation", **config}
             config = {name: value for name, value in config.items() if name not in _FIRST or value != _FIRST[name]}
         decisive = [self.kind, self.adapter, config, self.parts]
-        decisive += [self.start] if self.start else []
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -60,7 +58,6 @@ def read(path: Path) -> Experiment:
         # TOML has no null, so the text "none" stands for it.
         config={name: None if value == "none" else value for name, value in table.get("config", {}).items()},
         parts=table.get("parts", {}),
-        start=table.get("start", ""),
         evaluations=table.get("evaluations", 0),
     )
 

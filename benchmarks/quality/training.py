@@ -24,13 +24,11 @@ from transformers import (
 
 from benchmarks.quality.experiments import Experiment
 from benchmarks.quality.problem import Item, Problem, Sizes
-from benchmarks.quality.starts import restart
 from examples.sentence_classifier import LengthBatches
 from tucka import load_entropy
 from tucka.peft import RouterCallback, TuckAConfig, accelerate_hra, expert_load
 
 _EVALUATION_BATCH = 100
-_START_ITEMS = 256  # of the training data, for starts that look at inputs
 
 
 class Unsupported(Exception):  # noqa: N818 - an outcome, not a fault
@@ -197,11 +195,6 @@ def run_adapter(
 ) -> dict[str, Any]:
     """Train a fresh model and evaluate it; return what there is to tell."""
     model = adapt(problem.model(seed), experiment, problem, seed)
-    if experiment.start:
-        seen = problem.train[:_START_ITEMS]
-        places = range(0, len(seen), sizes.batch_size)
-        batches = (problem.collator(seen[place : place + sizes.batch_size]) for place in places)
-        restart(model, experiment.start, batches, seed)
     curve = _Curve(problem, experiment.evaluations)
     adapter, head = trainable(model, problem.head)
     result: dict[str, Any] = {"parameters": adapter, "head_parameters": head, "log": []}

@@ -29,8 +29,8 @@ METHODS = (
     "tucka_r8_columns",
     "tucka",
     "lora_r4",
-    "tucka_r2_bounded",
-    "tucka_one_bounded",
+    "tucka_r2_default",
+    "tucka_one_default",
     "hra_r8",
     "oft_b32",
 )
