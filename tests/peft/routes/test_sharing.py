@@ -147,11 +147,12 @@ def test_layers_in_graphs_of_their_own(alone):
     assert_same(act(), alone(act))
 
 
-def test_a_parameter_that_is_written_before_the_backward_is_refused():
+@pytest.mark.parametrize("part", ["expert_factor", "strength"])
+def test_a_part_that_is_written_before_the_backward_is_refused(part):
     model = model_of("batch").train()
     loss = model(**inputs()).logits.square().sum()
     with torch.no_grad():
-        layers_of(model)[0].experts("default").expert_factor.mul_(2)
+        getattr(layers_of(model)[0].experts("default"), part).mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
@@ -159,6 +160,10 @@ def test_a_parameter_that_is_written_before_the_backward_is_refused():
 def _write(parts):
     with torch.no_grad():
         parts.cores.mul_(2.0)
+
+
+def _strengthen(parts):
+    parts.strength.mul_(1.5)
 
 
 def _replace(parts):
@@ -170,7 +175,7 @@ def _rescale(parts):
 
 
 @routings
-@pytest.mark.parametrize("change", [_write, _replace, _rescale])
+@pytest.mark.parametrize("change", [_write, _strengthen, _replace, _rescale])
 @pytest.mark.parametrize("trains", [False, True])
 def test_a_hook_changes_a_later_layer_while_the_call_runs(routing, change, trains, alone):
     def act():

@@ -78,6 +78,11 @@ def _write(model):
         parts.cores.mul_(1.5)
 
 
+def _strengthen(model):
+    for parts in _parts(model):
+        parts.strength.mul_(1.5)
+
+
 def _write_past_the_counter(model):
     for parts in _parts(model):
         parts.basis.data = parts.basis.data * 1.25
@@ -112,6 +117,7 @@ def _narrow(model):
 
 CHANGES = {
     "written": _write,
+    "strengthened": _strengthen,
     "written past the counter": _write_past_the_counter,
     "replaced": _replace,
     "loaded": _load,

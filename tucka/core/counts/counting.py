@@ -124,8 +124,8 @@ def count_flops(
 def count_file_bytes(method: str, layers: Iterable[tuple[int, int]], *, itemsize: int = 4, **sizes: Any) -> int:
     """Count the bytes of the tensors in an adapter's safetensors file.
 
-    They are the parameters, with the router's centre and flag for ``"tucka"`` and the random projections for
-    ``"vera"``. The file's header comes on top: 8 bytes, and about 100 to 150 for each tensor.
+    They are the parameters; for ``"tucka"`` also the router's centre and flag, and the strength of each rotation; for
+    ``"vera"`` the random projections. The file's header comes on top: 8 bytes, and about 100 to 150 for each tensor.
 
     Parameters
     ----------
