@@ -141,9 +141,10 @@ def rotation_cores(bases: Sequence[Tensor], strengths: Sequence[Tensor]) -> Tens
     wide = bases if bases[0].dtype is dtype else [basis.to(dtype) for basis in bases]
     grams = torch.stack([torch.mm(basis.t(), basis) for basis in wide])
     rank = grams.shape[-1]
-    strength, ones = cast(torch.stack(list(strengths)), dtype)[:, None, None], grams.new_ones(rank // 2)
+    strength, ones = cast(torch.stack(list(strengths)), dtype).view(-1, 1, 1), grams.new_ones(rank // 2)
     pairs = torch.diag(ones, rank - rank // 2) - torch.diag(ones, rank // 2 - rank)  # S / c
-    generator, product = strength * pairs, (strength / 2.0) * (pairs @ grams)
+    generator = strength * pairs
+    product = torch.bmm(generator, grams)
     if is_exporting():
         # Other runtimes have no solver. Without a column left over, S is its own inverse but for -c²; and so
         # B = (S⁻¹ - UᵀU / 2)⁻¹ = -(S / c² + UᵀU / 2)⁻¹.
@@ -151,11 +152,11 @@ def rotation_cores(bases: Sequence[Tensor], strengths: Sequence[Tensor]) -> Tens
         both = torch.outer(has_pair, has_pair)
         core = -both * _inverted(both * grams / 2.0 + pairs / strength + torch.diag(1.0 - has_pair))
     else:
-        matrix = torch.eye(rank, dtype=grams.dtype, device=grams.device) - product
+        matrix = torch.sub(torch.eye(rank, dtype=grams.dtype, device=grams.device), product, alpha=0.5)
         # Not `solve`, which looks whether the matrix is singular, and so waits for a GPU. It never is.
         core = torch.linalg.solve_ex(matrix, generator).result
     # The same once more, B = S + S UᵀU B / 2: its first half is then exact where the second half of U is zero.
-    return generator + product @ core
+    return torch.baddbmm(generator, product, core, alpha=0.5)
 
 
 def _inverted(matrix: Tensor) -> Tensor:
