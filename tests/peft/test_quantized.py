@@ -165,9 +165,9 @@ def test_adapters_start_train_and_switch_off_on_hidden_weights(kind):
         assert torch.equal(model(x), base)
 
 
-def length(model):
-    """How long the columns of the first layer are that read."""
-    return model.base_model.model.first.tucka_experts["default"].basis[:, 0].norm().item()
+def strength(model):
+    """How strong the rotation of the first layer is."""
+    return model.base_model.model.first.tucka_experts["default"].strength.item()
 
 
 @kinds
@@ -175,9 +175,10 @@ def test_the_start_knows_the_size_of_a_weight_that_peft_can_read(kind):
     torch.manual_seed(0)
     plain = get_peft_model(Base(nn.Identity()), TuckAConfig(r=3, target_modules=["first", "second"]))
     readable = kind in ("torchao", "8 bits", "4 bits")
-    wanted = length(plain) if readable else 2.0
-    assert length(adapted(kind)) == pytest.approx(wanted, rel=0.1 if readable else 1e-5)
-    assert length(plain) != pytest.approx(2.0, rel=0.2)
+    typical = (24 / 3) ** 0.5
+    wanted = strength(plain) if readable else typical
+    assert strength(adapted(kind)) == pytest.approx(wanted, rel=0.1 if readable else 1e-5)
+    assert strength(plain) != pytest.approx(typical, rel=0.2)
 
 
 @kinds

@@ -234,12 +234,13 @@ class TuckAModel(BaseTuner):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
-        routers = self._scope().routers(adapter_name).values()
-        if not autocast_adapter_dtype:
-            for layer in self._layers():
+        for layer in self._layers():
+            if not autocast_adapter_dtype:
                 layer.take_base_dtype(adapter_name)
-        for router in routers if autocast_adapter_dtype else ():
-            router.to(router.centroids.dtype)  # PEFT widens parameters only
+            elif adapter_name in layer.tucka_experts:  # PEFT widens parameters only
+                layer.experts(adapter_name).to(layer.experts(adapter_name).basis.dtype)
+        for router in self._scope().routers(adapter_name).values() if autocast_adapter_dtype else ():
+            router.to(router.centroids.dtype)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args: Any, **kwargs: Any) -> Iterator[None]:

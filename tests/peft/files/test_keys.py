@@ -107,4 +107,4 @@ def test_adapters_of_two_towers_may_be_called_after_them():
     model.add_adapter("decoder", TuckAConfig(r=2, target_modules=r"decoder.*\.q"))
     for name in ("encoder", "decoder"):
         keys = get_peft_model_state_dict(model, adapter_name=name)
-        assert len(keys) == 2 * 3 * (1 if name == "encoder" else 2) + 3
+        assert len(keys) == 2 * 4 * (1 if name == "encoder" else 2) + 3

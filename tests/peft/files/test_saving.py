@@ -95,7 +95,7 @@ def test_adapters_whose_names_contain_each_other_are_saved_apart(tmp_path):
     model.save_pretrained(tmp_path, selected_adapters=NAMES[:3])
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == sorted(NAMES[:3])
     sizes = {name: len(load_file(tmp_path / name / "adapter_model.safetensors")) for name in NAMES[:3]}
-    assert sizes == {"b": 2 * 3 + 3, "bb": 4 * 3 + 3, "default_b": 4 * 3 + 3}
+    assert sizes == {"b": 2 * 4 + 3, "bb": 4 * 4 + 3, "default_b": 4 * 4 + 3}
     loaded = PeftModel.from_pretrained(make("bert"), tmp_path / "bb", adapter_name="bb")
     for name in ("b", "default_b"):
         loaded.load_adapter(tmp_path / name, name)
@@ -110,7 +110,7 @@ def test_the_files_keys_do_not_tell_the_adapters_name(tmp_path):
     model = get_peft_model(make("bert"), TuckAConfig(r=2, target_modules=["query"]), "some_name")
     keys = set(get_peft_model_state_dict(model, adapter_name="some_name"))
     layer = "base_model.model.bert.encoder.layer.{}.attention.self.query.tucka_experts.{}"
-    parts = {layer.format(number, part) for number in (0, 1) for part in ("cores", "expert_factor", "basis")}
+    parts = {layer.format(number, part) for number in (0, 1) for part in ("cores", "expert_factor", "basis", "strength")}
     router = "base_model.model.bert.encoder.layer.0.attention.self.query.tucka_router."
     assert keys == parts | {router + name for name in ("centroids", "center", "is_initialized")}
     other = get_peft_model(make("bert"), TuckAConfig(r=2, target_modules=["query"]), "other")

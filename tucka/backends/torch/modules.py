@@ -21,6 +21,7 @@ from tucka.backends.torch.mixing import (
     with_rotation,
 )
 from tucka.backends.torch.private import (
+    buffers_by_name,
     has_master_copy,
     is_in_pieces,
     is_transformed,
@@ -151,7 +152,7 @@ class ExpertParts(nn.Module):
     @property
     def strengths(self) -> tuple[Tensor, ...]:
         """The strength c () of the rotation, if there is one."""
-        strength = self._buffers.get("strength")
+        strength = buffers_by_name(self).get("strength")
         return () if strength is None else (strength,)
 
     @property

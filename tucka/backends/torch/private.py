@@ -20,6 +20,7 @@ __all__ = [
     "assert_later",
     "at_end_of_backward",
     "audio_mask",
+    "buffers_by_name",
     "called",
     "checkpoint_frame",
     "data_parallel_group",
@@ -228,6 +229,11 @@ def modules_by_name(container: nn.Module) -> Any:
 def parameters_by_name(module: nn.Module) -> dict[str, Any]:
     """Return a module's own parameters as a plain dictionary."""
     return module._parameters
+
+
+def buffers_by_name(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own buffers as a plain dictionary."""
+    return module._buffers
 
 
 def is_replica(module: nn.Module) -> bool:
