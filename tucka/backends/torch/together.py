@@ -50,6 +50,7 @@ class Group:
         self.widths = [basis.shape[0] for basis in self.flat[2::3]]
         self.alphas = [parts.alpha for parts in self.parts]
         self.strengths = [strength for parts in self.parts for strength in parts.strengths]
+        self.watched = [tensor for parts in self.parts for tensor in (*_tensors_of(parts), *parts.strengths)]
         self.norm = self.parts[0].spec.factor_norm if self.parts else None
         self.drops = any(parts.drops for parts in self.parts)
         self.place_of_parts = {id(parts): place for place, parts in enumerate(self.parts)}
@@ -82,19 +83,13 @@ class Made:
     def __init__(self, group: Group, gates: Tensor | None, cores: Sequence[Tensor]) -> None:
         self.group, self.cores = group, cores
         self.gates, self._version = gates, _version(gates)
-        versions = versions_of(group.flat)
+        versions = versions_of(group.watched)
         # By layer: what its numbers are now, and were when the cores were made.
+        size = len(group.watched) // len(group.parts)
+        places = [slice(first, first + size) for first in range(0, len(group.watched), size)]
         self.entries = [
-            (
-                parameters_by_name(parts),
-                parts,
-                parts.scale,
-                tuple(group.flat[first : first + 3]),
-                versions[first : first + 3],
-                parts.strengths,
-                versions_of(parts.strengths),
-            )
-            for parts, first in zip(group.parts, range(0, len(group.flat), 3), strict=True)
+            (parameters_by_name(parts), parts, parts.scale, group.watched[place], versions[place])
+            for parts, place in zip(group.parts, places, strict=True)
         ]
 
     def core(self, parts: ExpertParts, gates: Tensor | None) -> Tensor | None:
@@ -106,10 +101,8 @@ class Made:
 
     def is_as_it_was(self, place: int) -> bool:
         """Tell whether nothing, a hook for instance, has changed a layer's numbers since."""
-        named, parts, scale, tensors, versions, strengths, theirs = self.entries[place]
-        if not all(map(is_, _PARAMETERS(named), tensors)) or versions_of(tensors) != versions or parts.scale != scale:
-            return False
-        return all(map(is_, parts.strengths, strengths)) and versions_of(strengths) == theirs
+        named, parts, scale, tensors, versions = self.entries[place]
+        return all(map(is_, _PARAMETERS(named), tensors)) and versions_of(tensors) == versions and parts.scale == scale
 
 
 class Shared:
@@ -173,7 +166,7 @@ class Opened:
             or not self._made.is_as_it_was(place)
         ):
             return None
-        _, factor, basis = self._made.entries[place][3]
+        _, factor, basis, *_ = self._made.entries[place][3]
         core, gates = self._cores[place], self._gates
         if basis.dtype is not x.dtype:
             return None
