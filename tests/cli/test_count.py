@@ -33,6 +33,15 @@ def test_the_defaults_are_those_of_the_specification(invoke):
     assert report["methods"][0]["sizes"] == {**sizes, "routing": SPEC.routing}
 
 
+def test_the_rotation_of_adapters_is_counted_where_it_is_asked_for(invoke):
+    reports = [invoke("count", "--layers", "8x8*2", "--r", "4", "--json", *more).out for more in ([], ["--rotation"])]
+    plain, turned = ({row["method"]: row for row in json.loads(report)["methods"]} for report in reports)
+    expected = tucka.count_file_bytes("tucka", [(8, 8)] * 2, **turned["tucka"]["sizes"])
+    assert turned["tucka"]["file_bytes"] == expected == plain["tucka"]["file_bytes"] + 8
+    assert turned["tucka"]["forward"] > plain["tucka"]["forward"]
+    assert turned["lora"] == plain["lora"]
+
+
 @pytest.mark.parametrize("columns", [80, 100, 200])
 def test_no_digit_is_cut_off_on_narrow_terminals(columns, invoke, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -34,6 +34,9 @@ def count_adapters(
     t: Annotated[int, typer.Option(help="Experts in a group.")] = _SPEC.experts_per_group,
     p: Annotated[int, typer.Option(help="Rank of the expert mode.")] = _SPEC.expert_rank,
     routing: Annotated[str, typer.Option(help="batch, sample or token.")] = _SPEC.routing,
+    rotation: Annotated[
+        bool, typer.Option("--rotation", help="tucka with the rotation that adapters have by default.")
+    ] = False,
     vera_r: Annotated[int, typer.Option(help="Rank of vera's random projections.")] = 256,
     block_size: Annotated[int, typer.Option(help="Blocks of oft and boft; divides every input width.")] = 8,
     tokens: Annotated[int, typer.Option(help="Tokens in one forward; they share what is done once in it.")] = 2048,
@@ -55,7 +58,7 @@ def count_adapters(
     pairs = _layers(layers, repeat, model, targets)
     ranked, blocks = {"r": r}, {"block_size": block_size}
     sizes: dict[str, Mapping[str, Any]] = {
-        "tucka": {**ranked, "k": k, "t": t, "p": p, "routing": routing},
+        "tucka": {**ranked, "k": k, "t": t, "p": p, "routing": routing, **({"rotation": True} if rotation else {})},
         "lora": ranked,
         "dora": ranked,
         "vera": {"r": vera_r},
