@@ -55,7 +55,7 @@ def soft_unit_columns(basis: Array) -> Array:
 def rotation(basis: Array, strength: float | None = None) -> Array:
     """Turn the i-th column of a basis (d, r) to the one half of r later, by Cayley's transform of c (v wᵀ − w vᵀ)."""
     rank, generator = basis.shape[1], np.zeros((basis.shape[0], basis.shape[0]))
-    c = math.sqrt(24 / rank) if strength is None else strength
+    c = math.sqrt(8 / rank) if strength is None else strength
     for i in range(rank // 2):
         read, written = basis[:, i], basis[:, rank - rank // 2 + i]
         generator += c * (np.outer(read, written) - np.outer(written, read))

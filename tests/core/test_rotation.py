@@ -38,7 +38,7 @@ def test_a_plane_turns_by_an_angle_that_the_lengths_of_its_columns_give(seed, ra
     pair = basis[:, [0, rank - rank // 2]] * [1.0, length]
     basis[:, [0, rank - rank // 2]] = pair
     turned = pair[:, 0] + pair[:, 0] @ basis @ tucka.rotation_core(basis) @ basis.T
-    angle = 2 * np.arctan(np.sqrt(24 / rank) / 2 * length)
+    angle = 2 * np.arctan(np.sqrt(8 / rank) / 2 * length)
     np.testing.assert_allclose(turned, np.cos(angle) * pair[:, 0] + np.sin(angle) * pair[:, 1] / length, atol=1e-9)
 
 

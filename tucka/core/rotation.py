@@ -24,7 +24,7 @@ def rotation_core(basis: Array, *, strength: float | None = None) -> Array:
     basis : array, shape (d, r)
         U. Any columns: the result is a rotation whatever their lengths and angles.
     strength : float, optional
-        c; :math:`\sqrt{24/r}` if not given, which suits a layer of typical weights. An adapter keeps that of each layer
+        c; :math:`\sqrt{8/r}` if not given, which suits a layer of typical weights. An adapter keeps that of each layer
         in a buffer, ``strength``.
 
     Returns
@@ -82,4 +82,4 @@ def _pairs(rank: int, like: Array) -> Array:
 
 def rotation_strength(rank: int) -> float:
     """Return c for a layer of typical weights: a step of training then turns inputs much alike at all ranks."""
-    return math.sqrt(24 / rank)
+    return math.sqrt(8 / rank)

@@ -226,8 +226,8 @@ def test_weights_that_say_nothing_count_as_typical(weight):
     else:
         layer.weight.fill_({"zeros": 0.0, "nan": math.nan, "inf": math.inf}[weight])
     parts = TuckerAdapter(layer, TuckerSpec(rank=4, groups=1)).parts
-    torch.testing.assert_close(parts.basis.norm(dim=0), torch.tensor([1.0, 1.0, 0.0, 0.0]))
-    assert float(parts.strength) == pytest.approx((24 / 4) ** 0.5)
+    torch.testing.assert_close(parts.basis.norm(dim=0), torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    assert float(parts.strength) == pytest.approx((8 / 4) ** 0.5)
     parts = TuckerAdapter(layer, TuckerSpec(rank=4, groups=1, factor_norm="columns")).parts
     assert parts.cores.abs().amax().item() * parts.expert_factor.abs().amax().item() > 0
     inner = torch.einsum("jq,kqab->kjab", parts.expert_factor, parts.cores)

@@ -44,7 +44,7 @@ Gain = Callable[[], float | None]
 # are that read: short ones turn faster. A rotation leads by itself. Chosen by accuracy, see
 # `docs/explanation/comparison.md`.
 _LEAD: dict[str | None, float] = {None: 12.0, "columns": 1.6}
-_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5, "rotation": 1.0}
+_READING: dict[str | None, float] = {None: 1.0, "columns": 0.5, "rotation": 2.0}
 _TYPICAL_GAIN = 2.0
 
 
