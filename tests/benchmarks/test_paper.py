@@ -84,7 +84,12 @@ def run_of(experiment, task, row, variant=None, seed=0):
     return Run(experiment, chosen, experiment.rows[row], VARIANTS[variant] if variant else None, seed, rate)
 
 
-@pytest.mark.parametrize("case", RUNS, ids=lambda case: "-".join(filter(None, case)))
+# Peers run in the whole suite: what is ours in them is the file, which other tests read.
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case[3] or case[1] == "cola" else pytest.mark.slow) for case in RUNS],
+    ids=lambda case: "-".join(filter(None, case)),
+)
 def test_runs_on_stand_ins(small, case):
     name, task, row, variant = case
     experiment = small(name)
