@@ -110,7 +110,9 @@ def test_the_files_keys_do_not_tell_the_adapters_name(tmp_path):
     model = get_peft_model(make("bert"), TuckAConfig(r=2, target_modules=["query"]), "some_name")
     keys = set(get_peft_model_state_dict(model, adapter_name="some_name"))
     layer = "base_model.model.bert.encoder.layer.{}.attention.self.query.tucka_experts.{}"
-    parts = {layer.format(number, part) for number in (0, 1) for part in ("cores", "expert_factor", "basis", "strength")}
+    parts = {
+        layer.format(number, part) for number in (0, 1) for part in ("cores", "expert_factor", "basis", "strength")
+    }
     router = "base_model.model.bert.encoder.layer.0.attention.self.query.tucka_router."
     assert keys == parts | {router + name for name in ("centroids", "center", "is_initialized")}
     other = get_peft_model(make("bert"), TuckAConfig(r=2, target_modules=["query"]), "other")

@@ -248,6 +248,20 @@ def test_a_route_that_is_given_to_a_pinned_model(alone):
     assert not torch.allclose(found, model(**inputs()).logits)
 
 
+@routings
+def test_a_strength_counts_after_the_model_was_moved(routing, alone):
+    model = model_of(routing).eval()
+    with torch.no_grad():
+        before = model(**inputs()).logits
+        model.float()  # which puts other tensors in the places of buffers
+        assert torch.equal(model(**inputs()).logits, alone(lambda: model(**inputs()).logits))
+        for layer in layers_of(model):
+            layer.experts("default").strength.mul_(1.5)
+        found = model(**inputs()).logits
+        assert torch.equal(found, alone(lambda: model(**inputs()).logits))
+    assert not torch.allclose(found.double(), before, atol=1e-4)
+
+
 def test_a_copy_of_a_model_shares_among_its_own_layers(alone):
     model = model_of("batch").eval()
     with torch.no_grad():
