@@ -39,7 +39,7 @@ test: $(STAMP)  ## the test suite, doctests and documents included
 coverage: COVERAGE = --cov
 coverage: test  ## the same, with the branches that it takes: at least 97 % of them
 
-mutants: $(STAMP)  ## change the library in 200 places, one at a time, and see whether tests notice: about an hour
+mutants: $(STAMP)  ## change the library in 150 places, one at a time, and see whether tests notice: about an hour
 	$(BIN)/pip install --quiet --editable '.[mutants]'
 	$(BIN)/python -W ignore -m benchmarks.mutants
 

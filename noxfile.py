@@ -1,7 +1,7 @@
 """The sets of versions that the tests run with. `nox --list` shows them; `nox -s NAME` runs one.
 
 Each calls what the Makefile calls, where it has a target. A requirement after ``--`` replaces a floor, for machines
-that have other builds: ``nox -s lowest -- torch==2.13.0``.
+that have other builds: ``nox -s lowest -- torch==2.13.0``. Options there go to pytest: ``--numprocesses=1``.
 """
 
 import re
@@ -41,9 +41,10 @@ def make(session: nox.Session, target: str) -> None:
 
 
 def test(session: nox.Session, *arguments: str) -> None:
-    """Run tests on two processes."""
+    """Run tests on two processes, if no option says another number."""
+    options = [each for each in session.posargs if each.startswith("-")]
     session.env.update(HF_HUB_OFFLINE="1", CI="1")
-    session.run("python", "-m", "pytest", "--numprocesses", "2", "--dist", "worksteal", *arguments)
+    session.run("python", "-m", "pytest", "--numprocesses", "2", "--dist", "worksteal", *arguments, *options)
 
 
 @nox.session(python=["3.11", "3.12", "3.13"])

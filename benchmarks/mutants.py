@@ -166,8 +166,13 @@ class Plugin:
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         if self.wanted is not None:
             order = {test: number for number, test in enumerate(self.wanted)}
+            found = {item.nodeid for item in items}
+            # A change of what a test is parametrised with renames it: then all of this test's are wanted.
+            lost = [test.partition("[")[0] for test in self.wanted if test not in found]
+            renamed = {item.nodeid: item.nodeid.partition("[")[0] for item in items if item.nodeid not in order}
+            order.update({test: len(order) for test, base in renamed.items() if base in lost})
+            self.missing = sum(base not in renamed.values() for base in lost)
             items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
-            self.missing = len(order) - len(items)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.began = time.process_time()
@@ -250,8 +255,8 @@ def outcome(status: int, report: dict[str, Any], output: str) -> tuple[str, str]
         return "killed", f"the process: {signal.Signals(-status).name}"
     if status == 1 and report.get("failed"):
         return "killed", report["failed"][0]
-    # Collecting a test imports the library, and so does the file that all tests share.
-    if (status == 2 and "error" in output.lower()) or (status == 4 and "while loading conftest" in output):
+    # Collecting a test imports the library, and so does the file that all tests share. With -x it ends with 1 then.
+    if (status in (1, 2) and "error" in output.lower()) or (status == 4 and "while loading conftest" in output):
         return "killed", "the import"
     if status == 0 and not report.get("missing"):
         return "survived", ""
@@ -283,6 +288,7 @@ def _run_here(copy: Copy, tests: list[str] | None, seconds: float | None, *, sto
         plugin = Plugin(tests, measured)
         files = TESTS if tests is None else dict.fromkeys(test.partition("::")[0] for test in tests)
         options = ["-q", "--assert=plain", "--tb=short", "-p", "no:cacheprovider", "-p", "no:cov", "-p", "no:xdist"]
+        options += [] if tests is None else ["-m", ""]  # a test that is named may be a slow one
         code = int(pytest.main([*options, *(["-x"] if stop else []), *files], plugins=[plugin]))
         noted: dict[str, Any] = {"failed": plugin.failed, "missing": plugin.missing}
         if measured is not None:
@@ -490,7 +496,7 @@ def try_all(sample: list[Mutant], share: slice, stem: Path, copy: Copy, known: K
 def main(arguments: list[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sample", type=int, default=200, help="how many changes to draw")
+    parser.add_argument("--sample", type=int, default=150, help="how many changes to draw")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="after which no new one is tried")

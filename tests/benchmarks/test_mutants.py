@@ -3,6 +3,7 @@
 import json
 import signal
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,7 @@ PASSED = {"failed": [], "missing": 0}
 OUTCOMES = {
     "a test failed": (1, FAILED, "", "killed"),
     "a test could not be collected": (2, PASSED, "1 error in 0.1s", "killed"),
+    "the first of several could not be collected": (1, PASSED, "stopping after 1 failures, 1 error in 0.1s", "killed"),
     "no test could be collected": (4, {}, "ImportError while loading conftest", "killed"),
     "the process died": (-signal.SIGSEGV, {}, "", "killed"),
     "all passed": (0, PASSED, "", "survived"),
@@ -39,6 +41,18 @@ OUTCOMES = {
 def test_outcomes_are_told_apart(what):
     *run, expected = OUTCOMES[what]
     assert mutants.outcome(*run)[0] == expected
+
+
+def test_of_a_test_that_a_change_has_renamed_all_are_run():
+    items = [SimpleNamespace(nodeid=f"a.py::{test}") for test in ("one[9]", "one[7]", "two", "three")]
+    plugin = mutants.Plugin(["a.py::two", "a.py::one[8]", "a.py::one[7]"], None)
+    plugin.pytest_collection_modifyitems(items)
+    assert [item.nodeid.removeprefix("a.py::") for item in items] == ["two", "one[7]", "one[9]"]
+    assert plugin.missing == 0
+    plugin = mutants.Plugin(["a.py::four", "a.py::two"], None)
+    plugin.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == ["a.py::two"]
+    assert plugin.missing == 1
 
 
 def test_the_interval_of_a_share():
@@ -109,14 +123,22 @@ def test_the_committed_scores_are_those_of_the_committed_results():
     record = json.loads(mutants.RESULTS.read_text())
     everything = record["scores"]["all"]
     assert sum(everything["outcomes"].values()) == record["tried"]
-    missed = [each["outcome"] for each in record["not noticed"]]
-    assert everything["outcomes"].get("survived", 0) == missed.count("survived")
-    noticed, number = everything["outcomes"]["killed"], record["tried"] - everything["outcomes"]["not applied"]
+    missed = [each for each in record["not noticed"] if each["outcome"] in mutants.MISSED]
+    noticed = sum(everything["outcomes"].get(each, 0) for each in ("killed", "timed out"))
+    number = noticed + len(missed)
+    assert len(record["not noticed"]) == record["tried"] - noticed
+    assert everything["score"] == round(noticed / number, 4)
     low, high = mutants.interval(noticed, number)
     assert [round(low, 4), round(high, 4)] == everything["interval"]
+    size = int(record["command"].split("--sample ")[1].split()[0])
     page = " ".join((mutants.ROOT / "docs" / "contributing.md").read_text().split())
-    share = f"Tests noticed {100 * noticed / number:.0f} % (interval of 95 %: {100 * low:.0f} to {100 * high:.0f} %)"
-    assert f"the first {number} of them" in page
-    assert share in page
-    since = [each for each in record["not noticed"] if "noticed by" in each]
-    assert (len(since), missed.count("survived")) == (3, 4)
+    since, equivalent = (sum(key in each for each in missed) for key in ("noticed by", "equivalent"))
+    sentences = [
+        f"`make mutants` changes the library in {size} places",
+        f"Of the first {record['tried']}, {number} could be made",
+        f"Tests noticed {noticed} of these, {100 * noticed / number:.0f} % "
+        f"(interval of 95 %: {100 * low:.0f} to {100 * high:.0f} %)",
+        f"Of the others, {since} have tests now, and {equivalent} change nothing that can be seen",
+    ]
+    assert [each for each in sentences if each not in page] == []
+    assert since + equivalent == len(missed)

@@ -141,6 +141,13 @@ def test_balanced_centroids_of_degenerate_data_are_finite_and_of_moderate_size(f
     assert np.isfinite(center).all()
 
 
+@pytest.mark.parametrize("affinity", ["centered", "directional"])
+def test_balanced_centroids_of_features_that_do_not_vary_have_length_one(affinity):
+    options = {"groups": 2, "experts_per_group": 2, "affinity": affinity, "seed": 0}
+    centroids, _ = tucka.balanced_centroids(DEGENERATE["equal features"], **options)
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=-1), 1)
+
+
 @given(seed=seeds)
 def test_another_seed_gives_other_centroids(seed):
     features = np.random.default_rng(0).standard_normal((9, 4))

@@ -315,3 +315,11 @@ def test_a_part_cannot_be_replaced_in_place(library):
 def test_the_repr_shows_shapes(library):
     shown = repr(one_set_of_experts(library))
     assert shown == "TuckerExperts(cores=(3, 2, 4, 4), expert_factor=(5, 2), basis=(6, 4))"
+
+
+def test_rows_with_gates_of_their_own_are_adapted_in_the_order_that_writes_less(monkeypatch):
+    asked = []
+    monkeypatch.setattr("tucka.core.experts.mixes_each_row", lambda *sizes: asked.append(sizes))
+    experts = tucka.TuckerExperts(np.ones((5, 2, 3, 3)), np.ones((4, 2)), np.ones((6, 3)))
+    experts.apply(np.ones((7, 6)), np.ones((7, 5, 4)), alpha=1.0)
+    assert asked == [(3, 5 * 2)]

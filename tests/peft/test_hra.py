@@ -279,7 +279,9 @@ def test_models_without_hra_have_nothing_to_accelerate():
     assert accelerate_hra(get_peft_model(Net(), LoraConfig(target_modules=["linear"]))) == 0
 
 
-@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, (1, 3)), nn.Conv2d(3, 4, 3, padding="same")], ids=str)
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(3, 4, (1, 3)), nn.Conv2d(3, 4, (3, 1)), nn.Conv2d(3, 4, 3, padding="same")], ids=str
+)
 def test_convolutions_that_pefts_hra_crashes_on_are_refused_before_any_layer_changes(layer):
     net = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
     model = get_peft_model(net, HRAConfig(r=2, target_modules=["0", "1"], init_weights=False))

@@ -92,6 +92,16 @@ def test_a_wrong_option_is_named(name, value):
         TuckAConfig(**{"target_modules": ["query"], name: value})
 
 
+def test_the_first_token_of_a_vocabulary_may_train():
+    assert TuckAConfig(target_modules=["query"], trainable_token_indices=(0,)).trainable_token_indices == [0]
+
+
+def test_a_pinned_route_may_be_of_many_experts():
+    """More than the whole numbers that Python has only once."""
+    gates = [[1 / 300] * 300]
+    assert TuckAConfig(target_modules=["query"], k=1, t=300, pinned_gates=gates).pinned_gates == gates
+
+
 @pytest.mark.parametrize(("word", "right"), [("lora_dropout", "dropout"), ("lora_alpha", "alpha")])
 def test_the_words_of_lora_are_told_the_words_here(word, right):
     with pytest.raises(TypeError, match=f"{word}: expected .* The word here is {right}"):

@@ -132,6 +132,17 @@ def test_a_fit_is_no_worse_than_a_truncated_higher_order_svd(stack, data):
         assert fit.residual <= np.linalg.norm(stack - projected) + 1e-12 * (1 + np.linalg.norm(stack))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 5, 5), (2, 3, 6, 6)])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_small_turn_of_the_basis_fits_better(shape, seed):
+    stack = np.random.default_rng(seed).standard_normal(shape)
+    fit = tucka.fit_experts(stack, rank=3, expert_rank=1)
+    mixed = np.einsum("tp,ktab->kpab", fit.expert_factor, stack).reshape(-1, *shape[2:])
+    inside = fit.basis @ fit.basis.T
+    slope = sum(each @ inside @ each.T @ fit.basis + each.T @ inside @ each @ fit.basis for each in mixed)
+    assert np.linalg.norm(slope - inside @ slope) < 2e-3 * np.linalg.norm(slope)
+
+
 @given(data=st.data(), width=sizes)
 @few
 def test_one_symmetric_matrix_keeps_its_largest_eigenvalues(library, data, width):
@@ -178,6 +189,15 @@ def test_every_dtype_is_kept_and_half_precision_fitted_in_a_wider_one(library):
         assert {dtype_name(array) for array in arrays_made} == {name}
         assert fit.relative_residual < 1e-6
         assert_close(tensors(library, fit), values, eps=PRECISION[name], terms=4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_float32_rounds_away_is_not_fitted(seed):
+    generator = np.random.default_rng(seed)
+    basis = np.linalg.qr(generator.standard_normal((6, 2)))[0]
+    stack = (basis @ generator.standard_normal((2, 2, 2, 2)) @ basis.T).astype(np.float32)
+    exact, wider = (tucka.fit_experts(stack, rank=rank, expert_rank=2) for rank in (2, 4))
+    assert wider.iterations == exact.iterations
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 3), (2, 2, 3, 3)])

@@ -13,7 +13,8 @@ from support.adapting import config_for, visible
 from support.tiny_models import text
 from support.upstream import checkpoint_layers
 from tucka.backends.torch import Router
-from tucka.backends.torch.together import Group, Shared
+from tucka.backends.torch.thin import FEW
+from tucka.backends.torch.together import Group, Opened, Shared
 from tucka.peft import TuckAConfig, given_route, pin_route
 from tucka.peft.layer import TuckALayer
 
@@ -94,6 +95,45 @@ def test_outputs_without_gradients_are_the_same_to_the_bit(routing, alone):
 
 
 @routings
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize(("rows", "shares"), [(FEW, False), (FEW + 1, True)])
+def test_layers_after_the_first_go_on_with_what_it_has_found(monkeypatch, routing, trains, rows, shares):
+    """But for few rows, which a generation's steps take."""
+    found, adapted = [], Opened.adapted
+    monkeypatch.setattr(Opened, "adapted", lambda self, layer, x: (found.append(adapted(self, layer, x)), found[-1])[1])
+    model = model_of(routing)
+    with torch.set_grad_enabled(trains):
+        model(**text(batch=1, length=rows))
+    assert [value is not None for value in found] == [True] * (len(layers_of(model)) - 1) * shares
+
+
+def test_gates_that_are_written_in_place_are_others(monkeypatch):
+    model, found, whole = model_of("batch"), [], Group.made
+    monkeypatch.setattr(Group, "made", lambda self, gates: (found.append(whole(self, gates)), found[-1])[1])
+    with torch.no_grad():
+        model(**inputs())
+    (made,) = found
+    parts, gates = made.group.parts[0], made.gates
+    assert made.core(parts, gates) is not None
+    gates.mul_(1)
+    assert made.core(parts, gates) is None
+
+
+@pytest.mark.parametrize(("routing", "rows"), [("batch", 1), ("sample", 3), ("token", 0)])
+@pytest.mark.parametrize("less", [0, 1])
+def test_large_cores_are_made_layer_by_layer(monkeypatch, routing, rows, less):
+    """Those of all experts, and of the rows that they are mixed for, unless these are as many as the tokens."""
+    model, found, whole = model_of(routing), [], Group.made
+    layers = layers_of(model)
+    groups, slices, rank, _ = layers[0].experts("default").cores.shape
+    numbers = len(layers) * rank**2 * (rows + groups * slices)
+    monkeypatch.setattr("tucka.backends.torch.together._MOST", numbers - less)
+    monkeypatch.setattr(Group, "made", lambda self, gates: (found.append(whole(self, gates)), found[-1])[1])
+    model(**inputs())
+    assert [made is not None for made in found] == [not less]
+
+
+@routings
 @pytest.mark.parametrize("norm", [None, "frobenius"])
 def test_other_norms_of_the_factors(routing, norm, alone):
     model = model_of(routing, factor_norm=norm).train()
@@ -106,6 +146,19 @@ def test_layers_have_scales_of_their_own(routing, alone):
     for place, layer in enumerate(layers_of(model)):
         layer.set_scale("default", 1 + place / 4)
     assert_same(outcome(model), alone(lambda: outcome(model)))
+
+
+@routings
+@pytest.mark.parametrize("norm", ["columns", "rotation"])
+@pytest.mark.parametrize("name", ["cores", "expert_factor", "basis"])
+def test_a_frozen_part_of_the_layers_hides_no_other_gradient(routing, norm, name):
+    model = model_of(routing, factor_norm=norm)
+    wanted = outcome(model)
+    for layer in layers_of(model):
+        getattr(layer.experts("default"), name).requires_grad_(False)
+    found = outcome(model)
+    assert_same(found, (wanted[0], {each: wanted[1][each] for each in found[1]}))
+    assert len(wanted[1]) - len(found[1]) == len(layers_of(model))
 
 
 @routings

@@ -5,8 +5,11 @@ import torch
 
 from support.adapting import config_for, visible
 from support.tiny_models import text
+from tucka.backends.torch import laid_out
+from tucka.backends.torch.laid_out import LaidOut
 from tucka.backends.torch.routing.generation import Generation
 from tucka.backends.torch.steps import Steps
+from tucka.backends.torch.thin import FEW
 from tucka.peft import given_route, pin_route, unpin_route
 from tucka.peft.layer import TuckALayer
 
@@ -210,6 +213,26 @@ def test_nothing_outlives_its_generation(monkeypatch):
     assert torch.equal(scores(model), scores(model))
     assert not model.base_model.model.forward.scope.forwards.state.generations
     assert len({id(generation.steps) for generation in made}) == len(made) == 3
+
+
+@pytest.mark.parametrize("tokens", [3, 6])
+def test_factors_are_laid_out_once_in_a_generation(monkeypatch, tokens):
+    """Though the prompt and the tokens after it differ in size."""
+    made, begin = [], LaidOut.__init__
+    monkeypatch.setattr(LaidOut, "__init__", lambda self, *args: (begin(self, *args), made.append(self))[0])
+    model = model_of("batch")
+    scores(model, tokens=tokens)
+    assert len(made) == len(_parts(model))
+
+
+@pytest.mark.parametrize("rows", [1, FEW, FEW + 1])
+def test_few_tokens_with_gates_of_their_own_mix_cores_in_one_product(monkeypatch, rows):
+    seen, plain = [], laid_out.times_own
+    monkeypatch.setattr(
+        laid_out, "times_own", lambda *args, **options: (seen.append(len(args[0])), plain(*args, **options))[1]
+    )
+    scores(model_of("token"), text(batch=rows, length=3), tokens=3)
+    assert (rows in seen) == (rows > FEW)
 
 
 def test_autocast_and_gradients_share_nothing():

@@ -1,5 +1,6 @@
 """Which calls inside of a generation are its own, and that their route is that of the prompt it was given."""
 
+import functools
 import threading
 
 import pytest
@@ -136,6 +137,25 @@ def test_a_prompt_in_chunks_is_refused_unless_its_route_is_known(routing):
 def test_a_prompt_in_chunks_with_token_routing():
     model = causal("token")
     assert torch.equal(greedy(model, PROMPT, prefill_chunk_size=3), greedy(model, PROMPT))
+
+
+def test_rows_that_a_model_doubles_for_guidance_are_told_of_the_rows_that_were_given(monkeypatch):
+    """As models of music do; and not of the rows that the generation makes of those."""
+    model = causal("sample")
+    inner = model.base_model.model
+    prepare = inner.prepare_inputs_for_generation
+
+    @functools.wraps(prepare)  # whose arguments generation asks for
+    def doubled(ids, **options):
+        options.pop("attention_mask")
+        return prepare(ids.repeat(2, 1), **options)
+
+    monkeypatch.setattr(inner, "prepare_inputs_for_generation", doubled)
+    with (
+        given_route(model, gates=torch.full((2, 4, 2), 0.5)),
+        refused(RouteError, "route", "as many samples as given_route was told of, 2"),
+    ):
+        greedy(model, tokens(2, 7), num_beams=2, num_return_sequences=2)
 
 
 @routings

@@ -15,6 +15,7 @@ from support.tiny_models import WIDTH, make, text, tokens
 from tucka.backends.torch.routing.caches import attach_routes, routes_of
 from tucka.backends.torch.routing.generation import Generation
 from tucka.backends.torch.routing.inputs import Inputs, read_inputs
+from tucka.backends.torch.routing.layouts import Layout, View, view_of
 from tucka.backends.torch.routing.masks import fitting_mask
 from tucka.backends.torch.routing.router import Router
 from tucka.backends.torch.routing.scope import scope_of
@@ -91,6 +92,18 @@ def test_a_batch_of_documents_has_the_gates_of_the_mean_of_their_means():
     masked = torch.tensor([[1, 1, 1, 1, 0, 0]])  # the second document does not count at all
     desired = router.gates(router.logits(means[0]))
     torch.testing.assert_close(router.of_documents(hidden, masked, documents), desired)
+
+
+@pytest.mark.parametrize(("shape", "fits"), [((1, 7, 4), True), ((2, 7, 4), False), ((7, 4), False)])
+def test_tokens_of_all_samples_in_one_row_are_one_row(shape, fits):
+    assert view_of(torch.ones(shape), Inputs(rows=2, tokens=None), Layout.PACKED) == (View() if fits else None)
+
+
+@pytest.mark.parametrize(
+    ("layout", "view"), [(Layout.SAMPLES_FIRST, View()), (Layout.CACHED_TOKENS, View(lead=(2, 3)))], ids=str
+)
+def test_an_axis_of_one_is_left_out_of_cached_tokens_alone(layout, view):
+    assert view_of(torch.ones(2, 1, 3, 4), Inputs(rows=2, tokens=3), layout) == view
 
 
 # --- states of earlier calls

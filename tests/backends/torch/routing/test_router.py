@@ -110,6 +110,14 @@ def test_features_are_those_of_the_reference(routing, shape, is_masked):
     torch.testing.assert_close(feature_of(hidden, mask, routing), desired, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("routing", ["batch", "sample"])
+def test_features_of_nothing_but_padding_are_zeros(routing):
+    hidden, mask = torch.ones(2, 3, 4), torch.zeros(2, 3)
+    desired = tucka.routing_feature(hidden, mask=mask, routing=routing)
+    assert torch.equal(feature_of(hidden, mask, routing), desired)
+    assert not desired.any()
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("masked", [False, True])

@@ -10,6 +10,8 @@ from support.adapting import watched
 from support.refusals import refused
 from support.routed import EXACT, FAMILIES, assert_rows_stand_alone, inputs_of, route_of, routed
 from support.tiny_models import clip, inputs_for, llama, loss_of
+from tucka.backends.torch.routing.layouts import Layout
+from tucka.backends.torch.routing.parts import Anatomy
 from tucka.backends.torch.routing.scope import scope_of
 from tucka.errors import RouteError
 from tucka.peft import expert_load, initialize_router, last_route, pin_route
@@ -215,3 +217,17 @@ def test_other_models_of_two_towers(name, routing):
     changed = {part for part, gates in before.items() if not torch.equal(last_route(model, part=part), gates)}
     assert changed
     assert all("vision" in part or "visual" in part for part in changed if name != "clipseg")
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], ["linear_1", "lm_head"]], ids=["as they were", "adapted themselves"])
+def test_a_projector_is_a_part_of_its_own_and_the_head_one_of_the_text(targets):
+    model = routed(FAMILIES["llava"].build(), targets, "batch").base_model.model
+    anatomy = Anatomy(model)
+    assert anatomy.part_of("model.multi_modal_projector.linear_1") == "model.multi_modal_projector"
+    assert anatomy.part_of("lm_head") == ""
+
+
+@pytest.mark.parametrize(("name", "is_packed"), [("llava", False), ("llava-pixtral", True)])
+def test_a_projector_sees_rows_as_the_tower_before_it_makes_them(name, is_packed):
+    model = routed(FAMILIES[name].build(), ["linear_1"], "batch")
+    assert [(layer.tucka_layout is Layout.PACKED) for layer in scope_of(model).layers] == [is_packed]

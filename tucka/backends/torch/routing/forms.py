@@ -35,6 +35,8 @@ KNOWN_NAMES = frozenset(
         "decoder_input_ids",
         "decoder_attention_mask",
         "past_key_values",
+        "cache",
+        "cache_params",
         "use_cache",
         "return_dict",
         "logits_to_keep",

@@ -135,8 +135,7 @@ def _with_visual_tokens(mask: Tensor, tokens: int, _model: nn.Module, inputs: In
     visual: Any = inputs.others.get("visual_attention_mask")
     if not isinstance(visual, Tensor):
         return _followed_by_real_ones(mask, tokens, _model, inputs)
-    joined = torch.cat([mask, visual.to(mask)], dim=1)
-    return joined if joined.shape[1] == tokens else None
+    return torch.cat([mask, visual.to(mask)], dim=1)
 
 
 def _padded_to_a_block(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
@@ -153,11 +152,10 @@ def _strided(mask: Tensor, tokens: int, _model: nn.Module, _inputs: Inputs) -> T
     return mask[:, :: 64 * 3 * 2][:, :tokens]
 
 
-def _with_entities(mask: Tensor, tokens: int, _model: nn.Module, inputs: Inputs) -> Tensor | None:
+def _with_entities(mask: Tensor, _tokens: int, _model: nn.Module, inputs: Inputs) -> Tensor | None:
     """Of words that are followed by entities with a mask of their own."""
     entities: Any = inputs.others.get("entity_attention_mask")
-    joined = torch.cat([mask, entities.to(mask)], dim=1) if isinstance(entities, Tensor) else mask
-    return joined if joined.shape[1] == tokens else None
+    return torch.cat([mask, entities.to(mask)], dim=1) if isinstance(entities, Tensor) else None
 
 
 def _all(_mask: Tensor, _tokens: int, _model: nn.Module, _inputs: Inputs) -> Tensor | None:
