@@ -1,8 +1,8 @@
 """Make the tables and figures of the studies, from their results only.
 
-    python -m benchmarks.quality.run --folder benchmarks/quality/studies/ablation --tasks glosses sounds --seeds 0 1
-    python -m benchmarks.quality.run --folder benchmarks/quality/studies/ranks --tasks sounds --seeds 0 1
-    python -m benchmarks.quality.run --folder benchmarks/quality/studies/curves --tasks glosses --seeds 0 1 2
+    python -m benchmarks.quality.run --folder benchmarks/quality/studies/ablation --tasks glosses sounds --seeds 0
+    python -m benchmarks.quality.run --folder benchmarks/quality/studies/ranks --tasks sounds --seeds 0
+    python -m benchmarks.quality.run --folder benchmarks/quality/studies/curves --tasks glosses --seeds 0
     python -m benchmarks.quality.studies_report
 
 Writes beside the results: ``ablation.md``, and ``ranks-TASK`` and ``curves-TASK`` as ``.md`` and ``.svg``. The last two

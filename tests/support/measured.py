@@ -147,11 +147,6 @@ def window(task, name):
     return windows.windows(made, [experiment])[0]
 
 
-def by_rate_of_first_seed(task, name):
-    """The accuracy of one seed at each rate."""
-    return {rate: scores[0] for rate, scores in window(task, name).scores.items()}
-
-
 def windows_of_both():
     """The windows within three points of LoRA and of TuckA's default, on the three tasks of learning rates."""
     tasks = ("causal", "reviews", "sentences")
@@ -159,7 +154,12 @@ def windows_of_both():
 
 
 def both(task, within):
-    return [window(task, name).ends(within) for name in ("lora_r8", "tucka_r8_columns")]
+    return [window(task, name).ends(within) for name in ("lora_r8", "tucka_r8")]
+
+
+def over_lora(task, rate):
+    """By how much TuckA is above LoRA at one rate."""
+    return window(task, "tucka_r8").means[rate] - window(task, "lora_r8").means[rate]
 
 
 @cache
@@ -230,14 +230,14 @@ def bits(k, batches):
 
 @cache
 def curves():
-    text = (RESULTS / "quality/curves-sentences.md").read_text()
+    text = (RESULTS / "quality/curves-glosses.md").read_text()
     rows = re.findall(r"^\| (HRA|TuckA[^|]*) \|[^|]*\| ([\d.]+) \| ([\d.]+)% \| ([\d.]+)% \|$", text, re.M)
     return {name.split(",")[0]: tuple(map(float, numbers)) for name, *numbers in rows}
 
 
 @cache
 def ranks():
-    return study("ranks", "reviews")
+    return study("ranks", "sounds")
 
 
 def growth(axis, value, method="tucka batch", kind="forward"):
@@ -263,16 +263,7 @@ def best_of(task, name):
 
 
 def seeds_of(task):
-    return len(next(iter(window(task, "tucka_r8_columns").scores.values())))
-
-
-def same_lead_by_seed():
-    made = study("ablation", "causal")
-    changes = sorted(
-        100 * (made["start_same_lead"].scores[seed] - value)
-        for seed, value in made[studies_report.DEFAULTS].scores.items()
-    )
-    return len(changes) == 2 and round(changes[0]) == -15 and 4 <= changes[1] < 5
+    return len(next(iter(window(task, "tucka_r8").scores.values())))
 
 
 def seconds_of_the_search(name):
