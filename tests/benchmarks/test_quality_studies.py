@@ -1,5 +1,9 @@
 """The studies of the quality benchmark: each changes one thing, and reports show what results say."""
 
+import pytest
+
+pytest.importorskip("matplotlib", reason="the reports draw figures")
+
 from benchmarks.quality import capacity, run, studies_report
 from benchmarks.quality.experiments import read_all
 from support.quality_runs import record
