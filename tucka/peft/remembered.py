@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from tucka.backends.torch.modules import ExpertParts
-from tucka.backends.torch.private import modules_by_name, parameters_by_name
+from tucka.backends.torch.private import buffers_by_name, modules_by_name, parameters_by_name
 
 __all__ = ["Remembered"]
 
@@ -29,6 +29,8 @@ class Remembered:
         self._options: list[tuple[Any, ...]] = []
         self._named: list[dict[str, Any]] = []
         self._parameters: list[Any] = []
+        self._buffers: list[dict[str, Any]] = []
+        self._strengths: list[Any] = []
         self._pinned: dict[str, tuple[dict[str, Any], Any]] = {}
 
     def add(self, layer: Any, adapter: str, parts: ExpertParts) -> None:
@@ -42,17 +44,21 @@ class Remembered:
         self._options.append(_OPTIONS(parts))
         self._named.append(parameters_by_name(parts))
         self._parameters += _PARAMETERS(parameters_by_name(parts))
+        self._buffers.append(buffers_by_name(parts))
+        self._strengths.append(buffers_by_name(parts).get("strength"))
         pinned = layer.tucka_scope.pinned
         self._pinned[adapter] = pinned, pinned.get(adapter)
 
     def is_as_it_was(self) -> bool:
-        """Tell whether the next update of each layer would be made in the same way, of the same parameters."""
+        """Tell whether the next update of each layer would be made in the same way, of the same tensors."""
+        # Moving a module keeps its parameters, but puts new tensors in the places of its buffers.
         try:
             return (
                 list(map(_STATE, self._layers)) == self._states
                 and all(map(is_, map(dict.get, self._experts, self._adapters), self._parts))
                 and list(map(_OPTIONS, self._parts)) == self._options
                 and all(map(is_, chain.from_iterable(map(_PARAMETERS, self._named)), self._parameters))
+                and all(map(is_, map(dict.get, self._buffers, repeat("strength")), self._strengths))
                 and all(pinned.get(name) is gates for name, (pinned, gates) in self._pinned.items())
             )
         except KeyError:  # a parameter was taken away

@@ -86,6 +86,11 @@ def _strengthen(model):
         parts.strength.mul_(1.5)
 
 
+def _replace_strength(model):
+    for parts in _parts(model):
+        parts.strength = parts.strength * 1.5
+
+
 def _write_past_the_counter(model):
     for parts in _parts(model):
         parts.basis.data = parts.basis.data * 1.25
@@ -121,6 +126,7 @@ def _narrow(model):
 CHANGES = {
     "written": _write,
     "strengthened": _strengthen,
+    "strength replaced": _replace_strength,
     "written past the counter": _write_past_the_counter,
     "replaced": _replace,
     "loaded": _load,

@@ -15,7 +15,6 @@ from tucka.backends.torch.mixing import has_own_gates, times_core, times_own
 from tucka.backends.torch.modules import ExpertParts
 from tucka.backends.torch.private import (
     are_transformations_on,
-    buffers_by_name,
     checkpoint_frame,
     is_any_autocast_on,
     is_called_alone,
@@ -51,7 +50,6 @@ class Group:
         self.widths = [basis.shape[0] for basis in self.flat[2::3]]
         self.alphas = [parts.alpha for parts in self.parts]
         self.strengths = [strength for parts in self.parts for strength in parts.strengths]
-        self.buffers = [buffers_by_name(parts) for parts in self.parts]
         self.watched = [tensor for parts in self.parts for tensor in (*_tensors_of(parts), *parts.strengths)]
         self.norm = self.parts[0].spec.factor_norm if self.parts else None
         self.drops = any(parts.drops for parts in self.parts)
@@ -61,9 +59,6 @@ class Group:
     def is_as_it_was(self) -> bool:
         """Tell whether the layers are as they were when the group was made."""
         if not self.remembered.is_as_it_was() or any(map(any, map(_HOOKS, self.parts))):
-            return False
-        # Moving a module to another device or dtype keeps its parameters, and puts new tensors in its buffers' places.
-        if self.strengths and not all(map(is_, map(_STRENGTH, self.buffers), self.strengths)):
             return False
         return not any(map(vars, self.flat)) or all(map(is_free, self.parts))
 
@@ -80,7 +75,6 @@ class Group:
 
 
 _HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks")
-_STRENGTH = itemgetter("strength")
 
 
 class Made:
