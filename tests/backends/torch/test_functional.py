@@ -27,12 +27,13 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["few", "many"])
+@pytest.fixture(params=["few", "many", "turned"])
 def rows(request, monkeypatch):
-    """Few rows, which torch differentiates itself; or as many as have nodes of their own, of whatever number."""
-    if request.param == "many":
-        for module in (thin, update):
-            monkeypatch.setattr(module, "FEW", -1)
+    """Few rows, which torch differentiates itself; or many, with nodes of their own, on two kinds of processors."""
+    if request.param != "few":
+        monkeypatch.setattr(update, "_FEW", -1)
+        monkeypatch.setattr(thin, "FEW", -1)
+        monkeypatch.setattr(thin, "TURNS", request.param == "turned")
 
 
 either = pytest.mark.usefixtures("rows")

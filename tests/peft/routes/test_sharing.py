@@ -12,7 +12,7 @@ from torch import nn
 from support.adapting import config_for, visible
 from support.tiny_models import text
 from support.upstream import checkpoint_layers
-from tucka.backends.torch import Router
+from tucka.backends.torch import Router, thin
 from tucka.backends.torch.thin import FEW
 from tucka.backends.torch.together import Group, Opened, Shared
 from tucka.peft import TuckAConfig, given_route, pin_route
@@ -88,7 +88,9 @@ def test_outputs_and_gradients_are_those_of_layers_alone(routing, kind, alone, m
 
 
 @routings
-def test_outputs_without_gradients_are_the_same_to_the_bit(routing, alone):
+@pytest.mark.parametrize("turns", [True, False])
+def test_outputs_without_gradients_are_the_same_to_the_bit(routing, turns, alone, monkeypatch):
+    monkeypatch.setattr(thin, "TURNS", turns)
     model = model_of(routing).float().eval()
     with torch.no_grad():
         assert torch.equal(model(**inputs()).logits, alone(lambda: model(**inputs()).logits))

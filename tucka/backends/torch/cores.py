@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tucka.backends.torch.mixing import (
-    of_one_sample,
     rotation_cores,
     scale_of,
     scaled,
@@ -39,12 +38,17 @@ def cores_together(
     with without_autocast(flat[0].device.type):
         # A compiler and transformations make a backward of their own.
         if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or are_transformations_on()):
-            cores: Sequence[Tensor] = _Mixed.apply(gates, tuple(alphas), norm, tuple(strengths), *flat)
-        else:
-            cores = _Mixing(gates, flat, alphas, norm, strengths).cores.unbind(0)
-    if gates is None:
-        return list(cores)
-    return [of_one_sample(core.view(*gates.shape[:-2], *core.shape[1:])) for core in cores]
+            return list(_Mixed.apply(gates, tuple(alphas), norm, tuple(strengths), *flat))
+        return list(_of_layers(_Mixing(gates, flat, alphas, norm, strengths).cores, gates))
+
+
+def _of_layers(cores: Tensor, gates: Tensor | None) -> tuple[Tensor, ...]:
+    """Split cores (L, N, r, r) by layers, and give them the leading axes of their gates; one sample needs none."""
+    lead = None if gates is None else tuple(gates.shape[:-2])
+    if lead is not None:
+        lead = () if lead == (1,) else lead
+        cores = cores.reshape(cores.shape[0], *lead, *cores.shape[2:])
+    return cores.unbind(0)
 
 
 class _Mixing:
@@ -136,8 +140,7 @@ class _Mixed(torch.autograd.Function):
         # The gates are among them for those who count what is kept.
         ctx.save_for_backward(made.cores if norm == "columns" else None, made.weights, made.scale, made.common, gates)
         ctx.set_materialize_grads(False)
-        cores: tuple[Tensor, ...] = made.cores.unbind(0)
-        return cores
+        return _of_layers(made.cores, gates)
 
     @staticmethod
     def backward(ctx: Any, *of_cores: Tensor | None) -> tuple[Any, ...]:
@@ -155,8 +158,10 @@ class _Mixed(torch.autograd.Function):
             is_all = len(used) == len(of_cores) or not isinstance(tensor, Tensor)
             return tensor if is_all else tensor[used]
 
-        of_core = torch.stack([gradient for gradient in of_cores if gradient is not None])  # (U, N, r, r)
-        sets, rank = of_core.shape[1:3]
+        of_core = torch.stack([gradient for gradient in of_cores if gradient is not None])
+        rank = of_core.shape[-1]
+        of_core = of_core.reshape(len(used), -1, rank, rank)  # (U, N, r, r)
+        sets = of_core.shape[1]
         of_slices = scaled(of_core, of_used(made.between)).reshape(len(used), sets, rank * rank)
         of_factors = of_gates = pulls = of_grams = None
         if gates is not None:
@@ -191,23 +196,24 @@ class _Mixed(torch.autograd.Function):
             # With s = 1/√(‖u‖² + c), ds/du = -s³ u, and the core is s_i s_j times one that does not depend on u.
             share, scale = (of_core * of_used(made.cores)).sum(dim=1), of_used(made.scale)
             pulls = -(share.sum(dim=1) + share.sum(dim=2)) * scale * scale
-        needed = ctx.needs_input_grad[4:]
-        slices, factors = of_slices.unbind(0), () if of_factors is None else of_factors.unbind(0)
-        columns = () if pulls is None else pulls.unbind(0)
-        grams = () if of_grams is None else of_grams.unbind(0)
-        for place, index in enumerate(used):
-            cores, factor, basis = flat[3 * index : 3 * index + 3]
-            if needed[3 * index]:
-                result[3 * index] = cast(slices[place].reshape(cores.shape), cores.dtype)
-            if factors and needed[3 * index + 1]:
-                result[3 * index + 1] = cast(factors[place], factor.dtype)
-            if columns and needed[3 * index + 2]:
-                result[3 * index + 2] = cast(basis * columns[place], basis.dtype)
-            elif grams and needed[3 * index + 2]:
-                of_gram = grams[place]
-                is_wide = basis.dtype is of_gram.dtype
-                of_basis = torch.mm(basis if is_wide else basis.to(of_gram.dtype), of_gram)
-                result[3 * index + 2] = of_basis if is_wide else of_basis.to(basis.dtype)
+        bases: list[Tensor] = [flat[3 * index + 2] for index in used]
+        of_bases: list[Tensor] = []
+        if pulls is not None and any(ctx.needs_input_grad[6::3]):
+            of_bases = [cast(basis * pull, basis.dtype) for basis, pull in zip(bases, pulls.unbind(0), strict=True)]
+        elif of_grams is not None and any(ctx.needs_input_grad[6::3]):
+            is_wide = bases[0].dtype is of_grams.dtype
+            wide = bases if is_wide else [basis.to(of_grams.dtype) for basis in bases]
+            of_bases = [torch.mm(basis, of_gram) for basis, of_gram in zip(wide, of_grams.unbind(0), strict=True)]
+            of_bases = of_bases if is_wide else [of_basis.to(flat[2].dtype) for of_basis in of_bases]
+        for place, of_all in enumerate((of_slices, of_factors)):
+            if of_all is not None:
+                like = flat[place]
+                gradients = cast(of_all.reshape(len(used), *like.shape), like.dtype).unbind(0)
+                for index, gradient in zip(used, gradients, strict=True):
+                    result[3 * index + place] = gradient
+        if of_bases:
+            for index, gradient in zip(used, of_bases, strict=True):
+                result[3 * index + 2] = gradient
         return of_gates, None, None, None, *result
 
 

@@ -24,11 +24,11 @@ from tucka.backends.torch.private import (
     versions_of,
 )
 from tucka.backends.torch.thin import FEW, cast, into, turned
-from tucka.backends.torch.update import add_update
+from tucka.backends.torch.update import add_update, is_plain
 
 __all__ = ["Group", "Shared", "is_free"]
 
-_LEAST = 4  # layers: fewer are done sooner one by one
+_LEAST = 2  # layers: fewer are done sooner one by one
 _MOST = 1 << 22  # numbers that are copied together: where cores are large, the operators' own cost does not matter
 
 
@@ -146,6 +146,7 @@ class Opened:
         self._gates = gates if has_own_gates(x, gates) else None
         self._active, self._at = layer._active_adapter, layer.tucka_place
         self._dtype, self._device, self._grad = x.dtype, x.device, torch.is_grad_enabled()
+        self._is_plain = is_plain(x)
         shapes = {width: (*x.shape[:-1], width) for width in made.group.widths}
         self._shapes = [shapes[width] for width in made.group.widths]
 
@@ -170,11 +171,11 @@ class Opened:
         core, gates = self._cores[place], self._gates
         if basis.dtype is not x.dtype:
             return None
-        if self._grad:
+        if self._grad and not self._is_plain:
             return add_update(x, x, basis, core) if gates is None else add_own_update(x, x, basis, core, factor, gates)
         rows = x.reshape(-1, x.shape[-1])
-        laid = turned(basis, x.dtype, rows.shape[0])
-        inner = into(rows, laid)
+        laid = basis.t() if self._grad else turned(basis, x.dtype, rows.shape[0])
+        inner = torch.mm(rows, basis) if self._grad else into(rows, laid)
         if gates is None:
             inner = times_core(inner, cast(core, x.dtype))
         else:

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from tucka.backends.torch.mixing import core_gradient, of_one_sample, scaled, times_core
 from tucka.backends.torch.private import are_transformations_on
-from tucka.backends.torch.thin import FEW, cast, compute_dtype, into, rows_of, turned
+from tucka.backends.torch.thin import cast, compute_dtype, into, rows_of, turned
 
-__all__ = ["add_product", "add_update", "project"]
+__all__ = ["add_product", "add_update", "is_plain", "project"]
 
 # Left to automatic differentiation, an update costs about twice what it needs: products with a basis the wrong way
 # round, several passes over (N, d) numbers for one gradient, and a node of the graph for each of a dozen steps. What is
 # kept for the backward is x as it was given, strided or to be cast: layers that read the same input keep one copy
-# between them. A compiler and the transformations of `torch.func` see the plain products and make their own of them,
-# and few rows cost less than our calls.
+# between them. A compiler and the transformations of `torch.func` see the plain products and make their own of them.
+# So does torch where rows are few: what it does too much then costs less than our calls of Python.
+_FEW = 128
 
 
 def add_update(
@@ -32,7 +33,7 @@ def add_update(
     dtype = compute_dtype(x)
     # Scaled here, where there are r² numbers and not N·r or N·d.
     core = cast(of_one_sample(scaled(core, alpha)), dtype)
-    if not _is_plain(x):
+    if not is_plain(x):
         result: Tensor = _Update.apply(None if base is x else base, x, basis, core, dtype)
         return result
     inner, rows = _projected(x, basis, dtype)
@@ -45,7 +46,7 @@ def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     # Use the returned rows where x would be added to something made from x U: both parts of the gradient then meet in
     # one backward, where the product's own kernel adds them without a further pass over (N, d) numbers.
     dtype = compute_dtype(x)
-    if _is_plain(x):
+    if is_plain(x):
         return _projected(x, basis, dtype)
     inner, rows = _Project.apply(x, basis, dtype)
     return inner, rows
@@ -53,16 +54,16 @@ def project(x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
 
 def add_product(rows: Tensor, inner: Tensor, basis: Tensor) -> Tensor:
     """Return ``rows + inner Uᵀ`` for rows (N, d), `inner` (N, r) in their dtype, and a basis U (d, r)."""
-    if _is_plain(rows):
+    if is_plain(rows):
         return torch.addmm(rows, inner, cast(basis, rows.dtype).t())
     return _AddProduct.apply(rows, inner, basis)  # type: ignore[no-any-return]
 
 
-def _is_plain(x: Tensor) -> bool:
+def is_plain(x: Tensor) -> bool:
     """Tell whether to leave products of `x` (..., d) to torch's own differentiation."""
     if torch.compiler.is_compiling() or are_transformations_on():
         return True
-    return torch.is_grad_enabled() and x.numel() <= FEW * x.shape[-1]
+    return torch.is_grad_enabled() and x.numel() <= _FEW * x.shape[-1]
 
 
 def _projected(x: Tensor, basis: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
