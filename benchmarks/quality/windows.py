@@ -4,7 +4,7 @@
     python -m benchmarks.quality.windows
 
 Writes ``windows.md`` and ``windows.svg`` beside the results. A window reaches from the smallest to the largest rate,
-without a gap, whose mean accuracy is at most so many points below that of the best rate.
+without a gap, whose mean accuracy is at most so many points below that of the best rate: the method's own, and LoRA's.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ METHODS = (
     "oft_b32",
 )
 LEAST_RATES, WITHIN = 4, (0.01, 0.03)
+PEER = "lora_r8"
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,17 @@ class Window:
 
     def ends(self, within: float) -> tuple[float, float]:
         """Return the smallest and the largest rate around the best one, without a gap, whose mean is near the best."""
+        ends = self.reaching(self.means[self.best] - within)
+        assert ends is not None
+        return ends
+
+    def reaching(self, accuracy: float) -> tuple[float, float] | None:
+        """Return the smallest and the largest rate around the best, without a gap, whose mean is so good, if any."""
         means, rates = self.means, list(self.means)
-        place = low = high = rates.index(self.best)
-        least = means[rates[place]] - within - 1e-9
+        low = high = rates.index(self.best)
+        least = accuracy - 1e-9
+        if means[self.best] < least:
+            return None
         while low > 0 and means[rates[low - 1]] >= least:
             low -= 1
         while high < len(rates) - 1 and means[rates[high + 1]] >= least:
@@ -87,15 +96,21 @@ def windows(records: Sequence[dict[str, Any]], experiments: Sequence[Experiment]
 def table(made: Sequence[Window]) -> str:
     """Write one task's accuracy by rate, and the windows."""
     rates = sorted({rate for window in made for rate in window.scores})
+    peer = next((window for window in made if window.experiment.name == PEER), None)
     near = [f"within {within:.0%}" for within in WITHIN]
+    if peer is not None:
+        near += [f"within {within:.0%} of {peer.experiment.label}" for within in WITHIN]
     head = ["method", *(f"{rate:g}" for rate in rates), "best", *near, "seeds"]
     lines = [f"| {' | '.join(head)} |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for window in made:
         cells = [f"{window.means[rate]:.1%}" if rate in window.scores else "" for rate in rates]
         own = window.scores[window.best]
         best = f"{fmean(own):.1%}" + (f" ± {stdev(own):.1%}" if len(own) > 1 else "")
-        ends = [window.ends(within) for within in WITHIN]
-        texts = [f"{low:g} to {high:g}, {high / low:.1f} times" for low, high in ends]
+        tops = [each.means[each.best] for each in (window, peer) if each is not None]
+        found = [window.reaching(top - within) for top in tops for within in WITHIN]
+        texts = [
+            "none" if ends is None else f"{ends[0]:g} to {ends[1]:g}, {ends[1] / ends[0]:.1f} times" for ends in found
+        ]
         row = [window.experiment.label, *cells, best, *texts, str(len(own))]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
@@ -132,7 +147,8 @@ def write(folder: Path) -> str:
         return "No method has run with several learning rates yet.\n"
     said = (
         "Test accuracy by learning rate, the mean over seeds; ± is the standard deviation over seeds. *Within 1 %* is "
-        "the window whose accuracy is at most one point below the best. "
+        "the window whose accuracy is at most one point below the method's best, and *within 1 % of LoRA r=8* that "
+        "of at most one point below LoRA's best. "
         f"CPU, one thread; commits {', '.join(sorted(commits))}."
     )
     text = "\n\n".join(["# Learning rates", *pages, said]) + "\n"

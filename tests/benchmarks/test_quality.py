@@ -206,6 +206,7 @@ def test_a_window_reaches_as_far_as_accuracy_is_near_the_best_without_a_gap():
     one = windows.Window(experiment(), {1e-3: (0.6,), 2e-3: (0.805, 0.795), 4e-3: (0.81,), 8e-3: (0.7,), 1e-2: (0.81,)})
     assert one.best == 4e-3
     assert (one.ends(0.01), one.ends(0.2), one.ends(0.3)) == ((2e-3, 4e-3), (2e-3, 1e-2), (1e-3, 1e-2))
+    assert (one.reaching(0.81), one.reaching(0.7), one.reaching(0.82)) == ((4e-3, 4e-3), (2e-3, 1e-2), None)
 
 
 def test_windows_compare_rates_with_the_same_seeds():
