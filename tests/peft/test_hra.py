@@ -171,6 +171,20 @@ def test_several_adapters_multiply_in_pefts_order(order, apply_gs):
             close(value, desired, 1e-9)
 
 
+@odd_rank
+@torch.no_grad()
+def test_one_token_of_each_sample_is_multiplied_in_pefts_order():
+    torch.manual_seed(0)
+    model = get_peft_model(nn.Sequential(nn.Linear(9, 5)), HRAConfig(r=4, target_modules=["0"], init_weights=False))
+    model.add_adapter("other", HRAConfig(r=3, target_modules=["0"], init_weights=False))
+    model.base_model.set_adapter(["default", "other"])
+    fast = copy.deepcopy(model.double())
+    accelerate_hra(fast)
+    for samples in (1, 4, 40):
+        x = torch.randn(samples, 1, 9, dtype=torch.float64)
+        close(fast(x), model(x), 1e-9)
+
+
 @torch.no_grad()
 def assert_alike_output(model, fast):
     x = image(next(model.parameters()).dtype)

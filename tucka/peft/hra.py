@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tucka.backends.torch.householder import householder_gamma
 from tucka.backends.torch.private import are_transformations_on
-from tucka.backends.torch.thin import cast, into, wide_dtype, without_autocast
+from tucka.backends.torch.thin import cast, into, is_token, wide_dtype, without_autocast
 from tucka.errors import ConfigError, expected
 
 __all__ = ["AcceleratedHRAConv2d", "AcceleratedHRALinear", "accelerate_hra", "restore_hra"]
@@ -93,8 +93,13 @@ def _multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Factors]) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
     # x (W Π₁ Π₂)ᵀ = x Π₂ᵀ Π₁ᵀ Wᵀ: the last adapter comes first, and each product is transposed.
+    if is_token(x.shape) and not torch.is_grad_enabled():
+        for left, right in reversed(factors):
+            inner = torch.bmm(x, right.expand(len(x), -1, -1))
+            x = torch.baddbmm(x, inner, left.t().expand(len(x), -1, -1))
+        return functional.linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
     for left, right in reversed(factors):
         rows = _multiplied(rows, right, left)
     return functional.linear(rows.reshape(x.shape), weight, bias)

@@ -11,8 +11,9 @@ from torch import nn
 
 from support.adapter_contract import WIDTH, AdapterContract, as_arrays
 from tucka import reference
-from tucka.backends.torch import Router, TuckerAdapter, tucker_adapt_gated
+from tucka.backends.torch import Router, TuckerAdapter, laid_out, tucker_adapt_gated
 from tucka.backends.torch.modules import ExpertParts
+from tucka.backends.torch.thin import FEW
 from tucka.errors import ArrayError, ConfigError, RouteError, ShapeError
 from tucka.peft import TuckAConfig
 from tucka.spec import TuckerSpec
@@ -282,6 +283,25 @@ def test_experts_share_a_rotation_and_add_their_own_part_to_it(seed, length, str
         for j in range(t):
             wanted = common + reference.expert(cores, factor, basis, i, j) / rank
             np.testing.assert_allclose(reference.expert(*made, i, j), wanted, rtol=1e-7, atol=1e-9)
+
+
+@given(
+    seed=st.integers(0, 99),
+    shape=st.tuples(st.sampled_from([0, 1, 3, FEW, FEW + 1]), st.sampled_from([1, 1, 2])),
+    depth=st.integers(0, 2),
+    is_base=st.booleans(),
+    fold=st.sampled_from([0, 32]),
+    **SIZES,
+)
+def test_few_tokens_without_gradients_are_adapted_as_the_reference_says(seed, shape, depth, is_base, fold, **sizes):
+    torch.manual_seed(seed)
+    parts = started(**sizes, init_weights=False)
+    x, gates = torch.randn(*shape, 9).double(), torch.rand(*shape[:depth], sizes["k"], sizes["t"]).double()
+    base = torch.randn_like(x) if is_base else x
+    wanted = reference.adapt(*as_arrays(x, gates, *parts.factors()), alpha=parts.alpha) + as_arrays(base - x)[0]
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(laid_out, "_FOLDED", fold)
+        np.testing.assert_allclose(parts(base, x, gates).numpy(), wanted, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])

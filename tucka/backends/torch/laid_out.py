@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,10 +12,10 @@ from torch import Tensor
 from tucka.backends.torch.cores import cores_together
 from tucka.backends.torch.mixing import has_own_gates, times_core, times_own, weighs_experts
 from tucka.backends.torch.private import version_of
-from tucka.backends.torch.thin import FEW, cast, into, rows_of, turned
+from tucka.backends.torch.thin import FEW, cast, into, is_token, rows_of, turned
 from tucka.spec import FactorNorm
 
-__all__ = ["LaidOut"]
+__all__ = ["LaidOut", "update_of"]
 
 # Up to this rank, the product of basis and core costs no more than the call that it saves in a layer of common width.
 _FOLDED = 32
@@ -88,6 +90,10 @@ class LaidOut:
 
     def add_update(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
+        if is_token(x.shape):
+            update = _TokenUpdate(self, x.shape[0], None if has_own_gates(x, gates) else self.mixed(gates), gates)
+            wide = cast(x, self.dtype)
+            return update.add_update(wide, base=None if base is x else cast(base, self.dtype))
         rows = rows_of(x, self.dtype)
         count = rows.shape[0]
         laid = self.turned(count)
@@ -102,14 +108,20 @@ class LaidOut:
 
     def times_own(self, inner: Tensor, gates: Tensor) -> Tensor:
         """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
+        own = self.own_cores(inner.shape[0], gates)
+        if own is not None:
+            return torch.mm(inner, own[0]) if len(own) == 1 else times_core(inner, own)
+        return times_own(inner, self._own, self._factor, gates, alpha=1.0)  # type: ignore[arg-type]
+
+    def own_cores(self, rows: int, gates: Tensor) -> Tensor | None:
+        """Mix the core of each of few rows by their gates (..., k, t), to (N, r, r), if that takes one product."""
         if self._own is None:
             self._own = cast(self._made(None), self.dtype)
-        rows, rank = inner.shape
         if not 0 < rows <= FEW or not weighs_experts(self._factor):
-            return times_own(inner, self._own, self._factor, gates, alpha=1.0)
-        # The same in fewer calls.
+            return None
+        rank = self._own.shape[-1]
         own = torch.mm(cast(gates.reshape(rows, -1), self.dtype), self._own.view(-1, rank * rank))
-        return torch.mm(inner, own.view(rank, rank)) if rows == 1 else times_core(inner, own.view(rows, rank, rank))
+        return own.view(rows, rank, rank)
 
     def reading(self, core: Tensor, rows: int) -> Tensor | None:
         """Return (U Ḡ)ᵀ (r, d) where few rows have one core (r, r): then two products suffice, and not three."""
@@ -125,3 +137,65 @@ class LaidOut:
         if self._last is None or not self.knows(gates):
             self._last = gates, version_of(gates), cast(self._made(gates), self.dtype)
         return self._last[2]
+
+
+def update_of(laid: LaidOut, shape: tuple[int, ...], gates: Tensor | None) -> Callable[..., Tensor]:
+    """Return what adds the update to inputs of a shape, by gates that stay as they are or by each input's own."""
+    core = None if gates is None or gates.ndim - 1 == len(shape) > 1 else laid.mixed(gates)
+    if is_token(shape):
+        return _TokenUpdate(laid, shape[0], core, gates).add_update
+    return _RowUpdate(laid, shape, core, gates).add_update
+
+
+class _RowUpdate:
+    """The update of inputs of one shape, by one core, one for each sample, or gates of their own."""
+
+    __slots__ = ("_core", "_gates", "_laid", "_reading", "_shape", "_turned")
+
+    def __init__(self, laid: LaidOut, shape: tuple[int, ...], core: Tensor | None, gates: Tensor | None) -> None:
+        rows = math.prod(shape[:-1])
+        self._laid, self._shape, self._core, self._gates = laid, shape, core, gates
+        self._turned = laid.turned(rows)
+        reading = None if core is None else laid.reading(core, rows)
+        self._reading = None if reading is None else reading.t()  # (d, r)
+
+    def add_update(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Add the update to an input of the shape, by gates if they do not stay as they are."""
+        rows, core = x.reshape(-1, self._shape[-1]), self._core
+        if self._reading is not None:
+            inner = torch.mm(rows, self._reading)
+        elif core is not None:
+            inner = times_core(into(rows, self._turned), core)
+        else:
+            own = self._gates if gates is None else gates
+            inner = self._laid.times_own(into(rows, self._turned), own)  # type: ignore[arg-type]
+        return torch.addmm(rows, inner, self._turned).view(self._shape)
+
+
+class _TokenUpdate:
+    """The update of one token of each of few samples, by one core, one for each, or gates of their own."""
+
+    __slots__ = ("_back", "_core", "_gates", "_into", "_laid")
+
+    def __init__(self, laid: LaidOut, samples: int, core: Tensor | None, gates: Tensor | None) -> None:
+        turned = laid.turned(samples)
+        reading = None if core is None else laid.reading(core, samples)
+        self._laid, self._gates = (laid if core is None else None), gates
+        self._core = None if core is None or reading is not None else core.expand(samples, *core.shape[-2:])
+        self._into = (turned if reading is None else reading).t().expand(samples, -1, -1)
+        self._back = turned.expand(samples, -1, -1)
+
+    def add_update(self, x: Tensor, gates: Tensor | None = None, base: Tensor | None = None) -> Tensor:
+        """Add the update of `x` (B, 1, d) to it or to `base`, by gates (B, 1, k, t) if they do not stay as they are."""
+        inner = torch.bmm(x, self._into)
+        if self._core is not None:
+            inner = torch.bmm(inner, self._core)
+        elif self._laid is not None:
+            inner = self._times_own(inner, self._gates if gates is None else gates)  # type: ignore[arg-type]
+        return torch.baddbmm(x if base is None else base, inner, self._back)
+
+    def _times_own(self, inner: Tensor, gates: Tensor) -> Tensor:
+        own = self._laid.own_cores(len(inner), gates)  # type: ignore[union-attr]
+        if own is not None:
+            return torch.bmm(inner, own)
+        return self._laid.times_own(inner[:, 0], gates)[:, None]  # type: ignore[union-attr]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.laid_out import LaidOut
-from tucka.backends.torch.mixing import times_core
+from tucka.backends.torch.laid_out import LaidOut, update_of
 from tucka.backends.torch.private import is_any_autocast_on, parameters_by_name, pointers_of, versions_of
-from tucka.backends.torch.thin import into
 
 __all__ = ["Remembered", "Step", "Steps"]
 
@@ -34,19 +31,7 @@ class Remembered(Protocol):
 class Step:
     """One layer's update of inputs of one shape, by gates that stay as they are or by each token's own."""
 
-    __slots__ = (
-        "_core",
-        "_gates",
-        "_laid",
-        "_reading",
-        "_turned",
-        "_width",
-        "adapter",
-        "count",
-        "dtype",
-        "kind",
-        "shape",
-    )
+    __slots__ = ("adapter", "add_update", "count", "dtype", "kind", "shape")
 
     def __init__(
         self,
@@ -58,28 +43,10 @@ class Step:
         place: str | None = None,
     ) -> None:
         self.shape, self.dtype = shape, dtype
+        self.add_update = update_of(laid, shape, gates)
         self.adapter = adapter  # whose gates are to be asked for, if they do not stay as they are
         self.kind = adapter, place, shape[:-1]  # of the inputs that have the same gates in one token's call
         self.count = -1  # of the token that it was last used for
-        self._width = shape[-1]
-        rows = math.prod(shape[:-1])
-        self._laid, self._turned = laid, laid.turned(rows)
-        self._gates = gates  # of rows that each have their own
-        self._core = None if gates is None or gates.ndim - 1 == len(shape) > 1 else laid.mixed(gates)
-        reading = None if self._core is None else laid.reading(self._core, rows)
-        self._reading = None if reading is None else reading.t()  # (d, r)
-
-    def add_update(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Add its update to an input of its shape, by the gates of its tokens if they are asked for."""
-        rows, core = x.reshape(-1, self._width), self._core
-        if self._reading is not None:
-            inner = torch.mm(rows, self._reading)
-        elif core is not None:
-            inner = times_core(into(rows, self._turned), core)
-        else:
-            own = self._gates if gates is None else gates
-            inner = self._laid.times_own(into(rows, self._turned), own)  # type: ignore[arg-type]
-        return torch.addmm(rows, inner, self._turned).view(self.shape)
 
 
 class Steps:

@@ -19,6 +19,7 @@ __all__ = [
     "compute_dtype",
     "has_autocast",
     "into",
+    "is_token",
     "rows_of",
     "turned",
     "wide_dtype",
@@ -101,6 +102,12 @@ def into(rows: Tensor, laid: Tensor) -> Tensor:
 
 
 _TURNED = (torch.float32, torch.float64)
+
+
+def is_token(shape: tuple[int, ...]) -> bool:
+    """Tell whether a shape is that of one token of each of few samples, (B, 1, d)."""
+    # For these, torch's batched products take half of the time: they have less to find out, and need no views of rows.
+    return len(shape) == 3 and shape[1] == 1 and 0 < shape[0] <= FEW
 
 
 def rows_of(x: Tensor, dtype: torch.dtype) -> Tensor:
