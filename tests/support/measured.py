@@ -157,6 +157,12 @@ def both(task, within):
     return [window(task, name).ends(within) for name in ("lora_r8", "tucka_r8")]
 
 
+def near_lora(task, within):
+    """Where LoRA and TuckA's default are at most so much below the accuracy that LoRA has at its best."""
+    peer = window(task, "lora_r8")
+    return [window(task, name).reaching(peer.means[peer.best] - within) for name in ("lora_r8", "tucka_r8")]
+
+
 def over_lora(task, rate):
     """By how much TuckA is above LoRA at one rate."""
     return window(task, "tucka_r8").means[rate] - window(task, "lora_r8").means[rate]
