@@ -35,6 +35,7 @@ from support.measured import (
     against_lora,
     ahead,
     ahead_of,
+    at_rate,
     below,
     best_of,
     bits,
@@ -205,6 +206,18 @@ FILLED = [
             ahead_of("sounds", "tucka_r16", "lora_r16"),
             capacity("sounds")["tucka_r16"].parameters / capacity("sounds")["lora_r16"].parameters,
             gap("glosses", "tucka_r4"),
+        ],
+    ),
+    (
+        COMPARISON,
+        "and is {:.1f} points below it on the glosses, {:.1f} above it on the sounds and {:.1f} below it on the "
+        "languages. TuckA with r = 8 and one expert, which is about as large, is ahead of HRA by {:.1f}, {:.1f} and "
+        "{:.1f} points",
+        lambda: [
+            ahead_of("glosses", "lora_r4", "hra_r8"),
+            ahead_of("sounds", "hra_r8", "lora_r4"),
+            ahead_of("languages", "lora_r4", "hra_r8"),
+            *(ahead_of(task, "tucka_r8_k1", "hra_r8") for task in ("glosses", "sounds", "languages")),
         ],
     ),
     (
@@ -729,7 +742,26 @@ HOLDS = [
     ),
     (
         COMPARISON,
-        "HRA needs the larger one, 2e-2, which the section on capacity does not try",
+        "**HRA needs the largest rate**, 2e-2. It has as many parameters as LoRA with r = 4",
+        lambda: all(
+            capacity(task)["hra_r8"].runs[0]["learning_rate"] == 2e-2
+            and capacity(task)["hra_r8"].parameters == capacity(task)["lora_r4"].parameters
+            for task in ("glosses", "sounds", "languages")
+        ),
+    ),
+    (
+        COMPARISON,
+        "**At 2e-2, LoRA with r = 4 or more only guesses on all three tasks**, with one seed. TuckA still learns "
+        "there at every rank, and so does HRA",
+        lambda: all(
+            max(at_rate(task, name, 2e-2) for name in ("lora_r4", "lora_r8", "lora_r16")) < 0.1
+            and min(at_rate(task, name, 2e-2) for name in capacity(task) if name[:4] in ("tuck", "hra_")) > 0.1
+            for task in ("glosses", "sounds", "languages")
+        ),
+    ),
+    (
+        COMPARISON,
+        "HRA needs the larger one, 2e-2.",
         lambda: study("curves", "glosses")["hra"].runs[0]["learning_rate"] == 2e-2,
     ),
     (COMPARISON, "BOFT on the sentences has not been run", lambda: "boft_b8" not in quality()["sentences"]),

@@ -16,9 +16,7 @@ def test_every_study_can_be_read_and_changes_one_thing():
     assert len(set(changes)) == len(changes), "two files ask for the same trainings"
     assert {(one.config["r"], one.config["k"]) for one in studies["ranks"]} >= {(2, 8), (16, 1)}
     assert all(one.evaluations for one in studies["curves"])
-    rates = {one.name: list(one.learning_rates) for one in studies["capacity"]}
-    larger = {"hra_r8": [2e-2], "vera_r256": [2e-2]}
-    assert rates == {name: [4e-3, 8e-3, *larger.get(name, [])] for name in rates}, "methods choose from other rates"
+    assert len({one.learning_rates for one in studies["capacity"]}) == 1, "methods choose from different rates"
 
 
 def finished(experiment, seed, test, **more):

@@ -12,7 +12,7 @@ from benchmarks.quality import capacity as capacity_report
 from benchmarks.quality import report as quality_report
 from benchmarks.quality import studies_report, windows
 from benchmarks.quality.experiments import read_all
-from benchmarks.quality.run import read_results
+from benchmarks.quality.run import read_results, score
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -58,6 +58,17 @@ def study(name, task):
 def capacity(task):
     """The rows of a task where capacity decides."""
     return study("capacity", task)
+
+
+def at_rate(task, name, rate):
+    """The test accuracy of the first seed at a learning rate, where capacity decides."""
+    wanted = task, name, capacity(task)[name].experiment.key, rate, 0
+    (found,) = (
+        score(record, "test")
+        for record in records()
+        if tuple(record[each] for each in ("task", "experiment", "key", "learning_rate", "seed")) == wanted
+    )
+    return found
 
 
 def gap(task, name):
