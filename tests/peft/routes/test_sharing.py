@@ -10,9 +10,11 @@ from peft import get_peft_model
 from torch import nn
 
 from support.adapting import config_for, visible
+from support.changing import CHANGES
 from support.tiny_models import text
 from support.upstream import checkpoint_layers
-from tucka.backends.torch import Router, thin
+from tucka.backends.torch import Router, thin, together
+from tucka.backends.torch.routing.scope import scope_of
 from tucka.backends.torch.thin import FEW
 from tucka.backends.torch.together import Group, Opened, Shared
 from tucka.peft import TuckAConfig, given_route, pin_route
@@ -107,6 +109,84 @@ def test_layers_after_the_first_go_on_with_what_it_has_found(monkeypatch, routin
     with torch.set_grad_enabled(trains):
         model(**text(batch=1, length=rows))
     assert [value is not None for value in found] == [True] * (len(layers_of(model)) - 1) * shares
+
+
+@pytest.fixture
+def sliced(monkeypatch):
+    """Count how often the layers' slices are made together."""
+    found, whole = [], together.Slices
+    monkeypatch.setattr(together, "Slices", lambda *args, **options: (found.append(1), whole(*args, **options))[1])
+    return found
+
+
+@routings
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_two_calls_counts_in_the_next(routing, change, alone, sliced):
+    """Calls without gradients go on with what the second of them has kept."""
+
+    def run():
+        model = model_of(routing).float().eval()
+        with torch.no_grad():
+            before = [model(**inputs()).logits for _ in range(4)]
+            CHANGES[change](model)
+            return [*before, *(model(**inputs()).logits for _ in range(3))]
+
+    found = run()
+    assert 2 <= len(sliced) <= 4
+    assert all(map(torch.equal, found, alone(run)))
+    assert all(torch.equal(found[0], later) for later in found[1:4])
+    assert not torch.equal(found[3], found[4])
+
+
+@pytest.mark.parametrize("routing", ["batch", "pinned"])
+def test_routes_of_later_calls_are_their_own(routing, alone):
+    """Of other inputs, given by a caller, and written past the counter of what is pinned."""
+    model = model_of(routing).eval()
+    pinned = scope_of(model).pinned if routing == "pinned" else {}
+
+    def run():
+        found = [model(**inputs()).logits for _ in range(3)]
+        found.append(model(input_ids=inputs()["input_ids"].flip(0, 1)).logits)
+        with given_route(model, groups=[0, 1, 2]):
+            found.append(model(**inputs()).logits)
+        for gates in pinned.values():
+            gates.data.mul_(2.0)
+        found.append(model(**inputs()).logits)
+        for gates in pinned.values():
+            gates.data.mul_(0.5)
+        return found
+
+    with torch.no_grad():
+        found = run()
+        assert all(map(torch.equal, found, alone(run)))
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[0], found[5]) == (routing == "batch")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_cast_model_goes_on_with_gates_of_another_dtype(dtype, alone):
+    def run():
+        model = model_of("batch").eval()
+        found = [model(**inputs()).logits for _ in range(3)]
+        model.to(dtype)
+        return [*found, *(model(**inputs()).logits for _ in range(3))]
+
+    with torch.no_grad():
+        assert all(map(torch.equal, run(), alone(run)))
+
+
+def test_a_training_keeps_nothing_for_calls_without_gradients(sliced):
+    """Each of its steps changes the numbers, and copying them would be for nothing."""
+    model = model_of("batch")
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=1e-3)
+    for _ in range(3):
+        outcome(model)
+        optimizer.step()
+        with torch.no_grad():
+            model(**inputs())
+    (group,) = scope_of(model).forwards.groups.values()
+    assert len(sliced) == 3
+    assert [kept._numbers for kept in group._kept.values()] == [None]
 
 
 def test_gates_that_are_written_in_place_are_others(monkeypatch):
@@ -320,7 +400,7 @@ def test_a_strength_counts_after_the_model_was_moved(routing, alone):
 def test_a_copy_of_a_model_shares_among_its_own_layers(alone):
     model = model_of("batch").eval()
     with torch.no_grad():
-        before = model(**inputs()).logits
+        before = [model(**inputs()).logits for _ in range(3)][-1]
         other = copy.deepcopy(model)
         for layer in layers_of(other):
             layer.experts("default").cores.mul_(3.0)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from support.adapting import config_for, visible
+from support.changing import CHANGES, parts_of
 from support.tiny_models import text
 from tucka.backends.torch import laid_out
 from tucka.backends.torch.laid_out import LaidOut
@@ -72,71 +73,6 @@ def test_later_tokens_ask_for_nothing_again(routing, monkeypatch):
     assert len(calls) <= layers + 1  # of the prompt, and of one layer for the first token after it
 
 
-def _parts(model):
-    return [layer.experts("default") for layer in model.modules() if isinstance(layer, TuckALayer)]
-
-
-def _write(model):
-    for parts in _parts(model):
-        parts.cores.mul_(1.5)
-
-
-def _strengthen(model):
-    for parts in _parts(model):
-        parts.strength.mul_(1.5)
-
-
-def _replace_strength(model):
-    for parts in _parts(model):
-        parts.strength = parts.strength * 1.5
-
-
-def _write_past_the_counter(model):
-    for parts in _parts(model):
-        parts.basis.data = parts.basis.data * 1.25
-
-
-def _replace(model):
-    for parts in _parts(model):
-        parts.cores = torch.nn.Parameter(parts.cores.detach() * 0.5)
-
-
-def _load(model):
-    state = {name: value * 0.75 for name, value in model.state_dict().items() if ".tucka_experts." in name}
-    model.load_state_dict(state, strict=False, assign=True)
-
-
-def _scale(model):
-    for layer in model.modules():
-        if isinstance(layer, TuckALayer):
-            layer.set_scale("default", 0.5)
-
-
-def _disable(model):
-    model.base_model.disable_adapter_layers()
-
-
-def _narrow(model):
-    for parts in _parts(model):
-        parts.to(torch.float64)
-        parts.to(torch.float32)
-        parts.cores.data += 0.25
-
-
-CHANGES = {
-    "written": _write,
-    "strengthened": _strengthen,
-    "strength replaced": _replace_strength,
-    "written past the counter": _write_past_the_counter,
-    "replaced": _replace,
-    "loaded": _load,
-    "scaled": _scale,
-    "disabled": _disable,
-    "cast": _narrow,
-    "pinned": lambda model: pin_route(model, group=2),
-}
-
-
 @routings
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_between_two_tokens_counts_from_the_next_on(routing, change, alone):
@@ -191,14 +127,14 @@ def test_somebody_elses_call_between_two_tokens_has_its_own_route(routing, other
         @torch.no_grad()
         def between(_):
             if other == "written":
-                _write(model)
+                CHANGES["written"](model)
             if other == "given":
                 with given_route(model, groups=[2, 2]):
                     seen.append(model(input_ids=ids).logits)
             else:
                 seen.append(model(input_ids=ids).logits)
             if other == "written":
-                for parts in _parts(model):
+                for parts in parts_of(model):
                     parts.cores.div_(1.5)
 
         return scores(model, between=between), torch.stack(seen)
@@ -214,7 +150,7 @@ def test_nothing_outlives_its_generation(monkeypatch):
     model = model_of("batch")
     scores(model)
     with torch.no_grad():
-        for parts in _parts(model):
+        for parts in parts_of(model):
             parts.cores.data.mul_(2.0)  # which leaves no trace
     assert torch.equal(scores(model), scores(model))
     assert not model.base_model.model.forward.scope.forwards.state.generations
@@ -228,7 +164,7 @@ def test_factors_are_laid_out_once_in_a_generation(monkeypatch, tokens):
     monkeypatch.setattr(LaidOut, "__init__", lambda self, *args: (begin(self, *args), made.append(self))[0])
     model = model_of("batch")
     scores(model, tokens=tokens)
-    assert len(made) == len(_parts(model))
+    assert len(made) == len(parts_of(model))
 
 
 @pytest.mark.parametrize("rows", [1, FEW, FEW + 1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from tucka.backends.torch.private import are_transformations_on, versions_of
 from tucka.backends.torch.thin import cast, wide_dtype, without_autocast
 from tucka.spec import FactorNorm
 
-__all__ = ["cores_together"]
+__all__ = ["Slices", "cores_together", "dtype_of"]
 
 # Left to automatic differentiation, mixing costs a dozen operators in each layer, each with a node of its own, for few
 # numbers. Together, the layers need as many operators as one of them.
@@ -35,11 +34,11 @@ def cores_together(
     strengths: Sequence[Tensor] = (),  # of each layer's rotation, ()
 ) -> list[Tensor]:
     """Mix each layer's cores, with what its basis adds, times α, by the same gates; without any, as for `times_own`."""
-    with without_autocast(flat[0].device.type):
-        # A compiler and transformations make a backward of their own.
-        if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or are_transformations_on()):
+    # A compiler and transformations make a backward of their own.
+    if torch.is_grad_enabled() and not (torch.compiler.is_compiling() or are_transformations_on()):
+        with without_autocast(flat[0].device.type):
             return list(_Mixed.apply(gates, tuple(alphas), norm, tuple(strengths), *flat))
-        return list(_of_layers(_Mixing(gates, flat, alphas, norm, strengths).cores, gates))
+    return Slices(gates, flat, alphas, norm=norm, strengths=strengths).mixed(gates)
 
 
 def _of_layers(cores: Tensor, gates: Tensor | None) -> tuple[Tensor, ...]:
@@ -51,77 +50,90 @@ def _of_layers(cores: Tensor, gates: Tensor | None) -> tuple[Tensor, ...]:
     return cores.unbind(0)
 
 
-class _Mixing:
-    """One mixing of the cores of several layers, and what its gradient is made of; `kept` is what is known of it."""
+class Slices:
+    """What the cores of several layers are mixed of: all that does not depend on the numbers of their gates."""
 
     def __init__(
         self,
-        gates: Tensor | None,
+        gates: Tensor | None,  # of which only the dtype matters, and whether there are any
         flat: Sequence[Tensor],
         alphas: Sequence[float],
+        *,
         norm: FactorNorm | None,
         strengths: Sequence[Tensor],
-        kept: Sequence[Tensor | None] = (None, None, None, None),
+        scale: Tensor | None = None,  # (L, r), that of the columns, if it is known
+        common: Tensor | None = None,  # (L, r, r), what all experts of a layer have in common, if it is known
     ) -> None:
-        cores, weights, self.scale, self.common = kept
-        dtype = wide_dtype(*flat[:2], *(() if gates is None else (gates,)))
-        stacked = cast(torch.stack(list(flat[0::3])), dtype)  # (L, k, p, r, r)
-        layers, groups, slices, rank = stacked.shape[:4]
-        self.slices = stacked.reshape(layers, groups * slices, rank * rank)
-        self.makes_experts = gates is None and weighs_experts(flat[1])
-        if norm == "rotation":
-            if self.common is None:
-                self.common = cast(rotation_cores(flat[2::3], strengths), dtype)  # (L, r, r)
-            self.slices = self.slices / rank
-            if not self.makes_experts:
-                self.slices = torch.cat([self.slices, self.common.reshape(layers, 1, -1)], dim=1)
-        sets = self.slices.shape[1]
-        if self.makes_experts or gates is not None:
-            self.factors = cast(torch.stack(list(flat[1::3])), dtype)  # (L, t, p)
-        if self.makes_experts:
-            sets = groups * self.factors.shape[1]
-        if gates is not None:
-            sets = math.prod(gates.shape[:-2])
-            self.gates = cast(gates.reshape(sets * groups, gates.shape[-1]), dtype)  # (N·k, t)
-            if weights is None:
-                weights = torch.bmm(self.gates.expand(layers, *self.gates.shape), self.factors)
-                weights = weights.reshape(layers, sets, groups * slices)
-                if norm == "rotation":
-                    totals = self.gates.reshape(sets, groups * gates.shape[-1]).sum(dim=1, keepdim=True)
-                    weights = torch.cat([weights, totals.expand(layers, sets, 1)], dim=2)
-        self.weights = weights  # (L, N, k·p), and what all gates add up to, for the core that experts have in common
-        # α, and the scales of the columns on both sides.
-        self.between: float | Tensor = alphas[0]
-        if len(set(alphas)) > 1:
-            self.between = torch.tensor(alphas, dtype=dtype, device=stacked.device)[:, None, None, None]
-        if norm == "columns":
-            if self.scale is None:  # one after the other: widths differ, and stacking the bases would copy them
-                self.scale = scale_of(torch.stack([squared_lengths(basis) for basis in flat[2::3]]))  # (L, r)
-            self.between = scaled((self.scale[:, :, None] * self.scale[:, None, :])[:, None], self.between)
-        self._shape, self._cores = (layers, sets, rank, rank), cores
+        with without_autocast(flat[0].device.type):
+            self.dtype = dtype_of(gates, flat)
+            stacked = cast(torch.stack(list(flat[0::3])), self.dtype)  # (L, k, p, r, r)
+            layers, self.groups, slices, self.rank = stacked.shape[:4]
+            self.numbers = stacked.reshape(layers, self.groups * slices, self.rank**2)  # (L, k·p, r²)
+            self.makes_experts = gates is None and weighs_experts(flat[1])
+            self.scale, self.common = scale, common
+            if norm == "rotation":
+                if common is None:
+                    self.common = cast(rotation_cores(flat[2::3], strengths), self.dtype)
+                self.numbers = self.numbers / self.rank
+                if not self.makes_experts:
+                    self.numbers = torch.cat([self.numbers, self.common.reshape(layers, 1, -1)], dim=1)  # type: ignore[union-attr]
+            if self.makes_experts or gates is not None:
+                self.factors = cast(torch.stack(list(flat[1::3])), self.dtype)  # (L, t, p)
+            # α, and the scales of the columns on both sides.
+            self.between: float | Tensor = alphas[0]
+            if len(set(alphas)) > 1:
+                self.between = torch.tensor(alphas, dtype=self.dtype, device=stacked.device)[:, None, None, None]
+            if norm == "columns":
+                if scale is None:  # one after the other: widths differ, and stacking the bases would copy them
+                    self.scale = scale_of(torch.stack([squared_lengths(basis) for basis in flat[2::3]]))
+                both = self.scale[:, :, None] * self.scale[:, None, :]  # type: ignore[index]
+                self.between = scaled(both[:, None], self.between)
 
     @property
     def by_group(self) -> Tensor:
         """The core slices of each group, (L, k, p, r²), without a common one."""
-        layers, _, size = self.slices.shape
-        return self.slices.reshape(layers, -1, self.factors.shape[-1], size)
+        layers, _, size = self.numbers.shape
+        return self.numbers.reshape(layers, -1, self.factors.shape[-1], size)
 
-    @property
-    def cores(self) -> Tensor:
-        """The mixed cores (L, N, r, r), or those of all experts or slices."""
-        if self._cores is None:
-            mixed = self.slices if self.weights is None else torch.bmm(self.weights, self.slices)
-            if self.makes_experts:
-                mixed = torch.matmul(self.factors[:, None], self.by_group)
-            mixed = mixed.reshape(self._shape)
-            if self.makes_experts and self.common is not None:
-                mixed = mixed + self.common[:, None]
-            self._cores = scaled(mixed, self.between)
-        return self._cores
+    def gates_of(self, gates: Tensor) -> Tensor:
+        """Give each group of each route a row, (N·k, t)."""
+        return cast(gates.reshape(-1, gates.shape[-1]), self.dtype)
+
+    def weights_of(self, gates: Tensor) -> Tensor:
+        """Weigh the slices of all layers by gates (..., k, t), (L, N, k·p); by their sum too what is in common."""
+        layers, rows = len(self.numbers), self.gates_of(gates)
+        sets = len(rows) // self.groups
+        weights = torch.bmm(rows.expand(layers, *rows.shape), self.factors)
+        weights = weights.reshape(layers, sets, self.groups * self.factors.shape[-1])
+        if self.common is None:
+            return weights
+        totals = rows.reshape(sets, self.groups * rows.shape[-1]).sum(dim=1, keepdim=True)
+        return torch.cat([weights, totals.expand(layers, sets, 1)], dim=2)
+
+    def cores(self, weights: Tensor | None) -> Tensor:
+        """Mix the cores, (L, N, r, r), by weights; without any, make those of all experts or slices."""
+        if weights is not None:
+            mixed = torch.bmm(weights, self.numbers)
+        else:
+            mixed = torch.matmul(self.factors[:, None], self.by_group) if self.makes_experts else self.numbers
+        mixed = mixed.reshape(len(self.numbers), mixed.shape[1:-1].numel(), self.rank, self.rank)
+        if self.makes_experts and self.common is not None:
+            mixed = mixed + self.common[:, None]
+        return scaled(mixed, self.between)
+
+    def mixed(self, gates: Tensor | None) -> list[Tensor]:
+        """Mix each layer's cores by gates of the kind that these slices were made for."""
+        with without_autocast(self.numbers.device.type):
+            return list(_of_layers(self.cores(None if gates is None else self.weights_of(gates)), gates))
+
+
+def dtype_of(gates: Tensor | None, flat: Sequence[Tensor]) -> torch.dtype:
+    """Return the dtype in which cores are mixed."""
+    return wide_dtype(*flat[:2], *(() if gates is None else (gates,)))
 
 
 class _Mixed(torch.autograd.Function):
-    """`_Mixing` with a gradient: none for layers that were not used."""
+    """The mixed cores of `Slices` with a gradient: none for layers that were not used."""
 
     @staticmethod
     def forward(
@@ -132,15 +144,17 @@ class _Mixed(torch.autograd.Function):
         strengths: tuple[Tensor, ...],
         *flat: Tensor,
     ) -> tuple[Tensor, ...]:
-        made = _Mixing(gates, flat, alphas, norm, strengths)
+        made = Slices(gates, flat, alphas, norm=norm, strengths=strengths)
+        weights = None if gates is None else made.weights_of(gates)
+        cores = made.cores(weights)
         ctx.options = alphas, norm, strengths
         # Torch frees what it saves in the first backward, but layers may be in graphs of their own. So factors are kept
         # as they are, and the rest is made again there.
         ctx.inputs, ctx.versions = (gates, flat), versions_of(_without_none(gates, *strengths, *flat))
         # The gates are among them for those who count what is kept.
-        ctx.save_for_backward(made.cores if norm == "columns" else None, made.weights, made.scale, made.common, gates)
+        ctx.save_for_backward(cores if norm == "columns" else None, weights, made.scale, made.common, gates)
         ctx.set_materialize_grads(False)
-        return _of_layers(made.cores, gates)
+        return _of_layers(cores, gates)
 
     @staticmethod
     def backward(ctx: Any, *of_cores: Tensor | None) -> tuple[Any, ...]:
@@ -152,7 +166,10 @@ class _Mixed(torch.autograd.Function):
         used = [place for place, gradient in enumerate(of_cores) if gradient is not None]
         if not used:
             return None, None, None, None, *result
-        made = _Mixing(gates, flat, alphas, norm, strengths, _saved(ctx))
+        cores, weights, scale, common = _saved(ctx)
+        made = Slices(gates, flat, alphas, norm=norm, strengths=strengths, scale=scale, common=common)
+        if gates is not None and weights is None:
+            weights = made.weights_of(gates)
 
         def of_used(tensor: Any) -> Any:
             is_all = len(used) == len(of_cores) or not isinstance(tensor, Tensor)
@@ -166,12 +183,13 @@ class _Mixed(torch.autograd.Function):
         of_factors = of_gates = pulls = of_grams = None
         if gates is not None:
             of_mixed = of_slices
-            of_slices = torch.bmm(of_used(made.weights).transpose(1, 2), of_mixed)
-            of_weights = torch.bmm(of_mixed, of_used(made.slices).transpose(1, 2))
+            of_slices = torch.bmm(of_used(weights).transpose(1, 2), of_mixed)
+            of_weights = torch.bmm(of_mixed, of_used(made.numbers).transpose(1, 2))
             if made.common is not None:
                 of_totals, of_weights = of_weights[:, :, -1], of_weights[:, :, :-1]
-            of_weights = of_weights.reshape(len(used), len(made.gates), flat[1].shape[-1])  # (U, N·k, p)
-            of_factors = torch.matmul(made.gates.t(), of_weights)
+            rows = made.gates_of(gates)
+            of_weights = of_weights.reshape(len(used), len(rows), flat[1].shape[-1])  # (U, N·k, p)
+            of_factors = torch.matmul(rows.t(), of_weights)
             if ctx.needs_input_grad[0]:
                 of_gates = torch.bmm(of_weights, of_used(made.factors).transpose(1, 2)).sum(dim=0)
                 if made.common is not None:
@@ -194,8 +212,10 @@ class _Mixed(torch.autograd.Function):
             of_grams = of_grams + of_grams.transpose(1, 2)
         if made.scale is not None:
             # With s = 1/√(‖u‖² + c), ds/du = -s³ u, and the core is s_i s_j times one that does not depend on u.
-            share, scale = (of_core * of_used(made.cores)).sum(dim=1), of_used(made.scale)
-            pulls = -(share.sum(dim=1) + share.sum(dim=2)) * scale * scale
+            if cores is None:
+                cores = made.cores(weights)
+            share, factor = (of_core * of_used(cores)).sum(dim=1), of_used(made.scale)
+            pulls = -(share.sum(dim=1) + share.sum(dim=2)) * factor * factor
         bases: list[Tensor] = [flat[3 * index + 2] for index in used]
         of_bases: list[Tensor] = []
         if pulls is not None and any(ctx.needs_input_grad[6::3]):

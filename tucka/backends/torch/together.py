@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tucka.backends.torch.cores import cores_together
+from tucka.backends.torch.cores import Slices, cores_together, dtype_of
 from tucka.backends.torch.functional import add_own_update
 from tucka.backends.torch.mixing import has_own_gates, times_core, times_own
 from tucka.backends.torch.modules import ExpertParts
@@ -55,6 +55,7 @@ class Group:
         self.drops = any(parts.drops for parts in self.parts)
         self.place_of_parts = {id(parts): place for place, parts in enumerate(self.parts)}
         self.place_of_layer = {id(layer): place for place, (layer, _) in enumerate(self.pairs)}
+        self._kept: dict[bool, _Kept] = {}  # by whether there are gates: what calls without gradients go on with
 
     def is_as_it_was(self) -> bool:
         """Tell whether the layers are as they were when the group was made."""
@@ -70,11 +71,52 @@ class Group:
         numbers = rank**2 * ((0 if gates is None else gates.shape[:-2].numel()) + groups * slices)
         if len(self.parts) * numbers > _MOST:
             return None
-        cores = cores_together(gates, self.flat, self.alphas, norm=self.norm, strengths=self.strengths)
+        if torch.is_grad_enabled() or self.norm is None or not self.flat[0].is_cpu:
+            cores = cores_together(gates, self.flat, self.alphas, norm=self.norm, strengths=self.strengths)
+        else:
+            cores = self._at_rest(gates).mixed(gates)
         return Made(self, gates, cores)
+
+    def _at_rest(self, gates: Tensor | None) -> _Kept:
+        """Return what cores are mixed of, from an earlier call if the layers have the same numbers still."""
+        kept = self._kept.get(gates is None)
+        if kept is None or not kept.serves(gates, self):
+            slices = Slices(gates, self.flat, self.alphas, norm=self.norm, strengths=self.strengths)
+            kept = self._kept[gates is None] = _Kept(slices, self.watched, kept)
+        return kept
 
 
 _HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks")
+
+
+class _Kept:
+    """What the cores of a group's layers are mixed of, kept while the numbers that it was made of stay the same."""
+
+    # Compared number by number: writes to `.data` leave no other trace. A GPU would have to be waited for.
+    def __init__(self, slices: Slices, tensors: Sequence[Tensor], before: _Kept | None) -> None:
+        self._slices = slices
+        self._versions = versions_of(tensors)
+        # The second call with these numbers copies them. In a training, none has a second one.
+        is_second = before is not None and before._versions == self._versions
+        self._numbers = [tensor.detach().clone() for tensor in tensors] if is_second else None
+        self._mixed: tuple[Tensor | None, Tensor | None, list[Tensor]] | None = None  # gates, their numbers, the cores
+
+    def serves(self, gates: Tensor | None, group: Group) -> bool:
+        """Tell whether all numbers are those that the slices were made of, for gates of this dtype."""
+        if self._numbers is None or self._slices.dtype is not dtype_of(gates, group.flat):
+            return False
+        return all(map(torch.equal, group.watched, self._numbers))
+
+    def mixed(self, gates: Tensor | None) -> list[Tensor]:
+        """Mix the cores, unless the last call had the same gates, as with a pinned route."""
+        if self._mixed is not None and self._mixed[0] is gates:
+            _, numbers, cores = self._mixed
+            if gates is None or torch.equal(gates, numbers):  # type: ignore[arg-type]
+                return cores
+        cores = self._slices.mixed(gates)
+        if self._numbers is not None:
+            self._mixed = gates, None if gates is None else gates.clone(), cores
+        return cores
 
 
 class Made:
