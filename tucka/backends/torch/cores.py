@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,12 +98,11 @@ class Slices:
 
     def gates_of(self, gates: Tensor) -> Tensor:
         """Give each group of each route a row, (N·k, t)."""
-        return cast(gates.reshape(-1, gates.shape[-1]), self.dtype)
+        return cast(gates.reshape(math.prod(gates.shape[:-2]) * self.groups, gates.shape[-1]), self.dtype)
 
     def weights_of(self, gates: Tensor) -> Tensor:
         """Weigh the slices of all layers by gates (..., k, t), (L, N, k·p); by their sum too what is in common."""
-        layers, rows = len(self.numbers), self.gates_of(gates)
-        sets = len(rows) // self.groups
+        layers, sets, rows = len(self.numbers), math.prod(gates.shape[:-2]), self.gates_of(gates)
         weights = torch.bmm(rows.expand(layers, *rows.shape), self.factors)
         weights = weights.reshape(layers, sets, self.groups * self.factors.shape[-1])
         if self.common is None:
@@ -116,7 +116,7 @@ class Slices:
             mixed = torch.bmm(weights, self.numbers)
         else:
             mixed = torch.matmul(self.factors[:, None], self.by_group) if self.makes_experts else self.numbers
-        mixed = mixed.reshape(len(self.numbers), mixed.shape[1:-1].numel(), self.rank, self.rank)
+        mixed = mixed.reshape(len(self.numbers), math.prod(mixed.shape[1:-1]), self.rank, self.rank)
         if self.makes_experts and self.common is not None:
             mixed = mixed + self.common[:, None]
         return scaled(mixed, self.between)
