@@ -34,7 +34,13 @@ def test_architecture(name):
     assert unexpected(name, findings(name)) == []
 
 
-@pytest.mark.parametrize("name", FEW.split())
+# Each takes seconds to make; the whole sweep has them too.
+HEAVY = ("mask2former", "mllama", "mistral3", "longformer")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in FEW.split()]
+)
 @pytest.mark.parametrize("routing", ["sample", "token"])
 def test_rows_and_padding(name, routing):
     require(name)

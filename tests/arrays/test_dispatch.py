@@ -155,5 +155,6 @@ print(results == [156.0] * 8, tensorly.get_backend(), jax.config.jax_enable_x64,
 """
 
 
+@pytest.mark.slow  # a process that imports all libraries
 def test_eight_threads_may_make_the_first_import():
     assert output_of(FIRST_IMPORT) == "True numpy False float32\n"

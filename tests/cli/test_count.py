@@ -42,7 +42,7 @@ def test_the_rotation_of_adapters_is_counted_where_it_is_asked_for(invoke):
     assert turned["lora"] == plain["lora"]
 
 
-@pytest.mark.parametrize("columns", [80, 100, 200])
+@pytest.mark.parametrize("columns", [80, pytest.param(100, marks=pytest.mark.slow), 200])
 def test_no_digit_is_cut_off_on_narrow_terminals(columns, invoke, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     for arguments in (["count", "--layers", "4096x14336*1000"], ["count", "--paper"]):

@@ -102,6 +102,7 @@ print(run(*(jnp.ones(shape) for shape in ((1, 1, 2, 2), (1, 1), (3, 2), (4, 3), 
 }
 
 
-@pytest.mark.parametrize("library", FIRST_CALL)
+# In torch, such a process takes long.
+@pytest.mark.parametrize("library", [pytest.param("torch", marks=pytest.mark.slow), "jax"])
 def test_the_first_call_of_a_process_may_be_compiled(library):
     assert output_of(FIRST_CALL[library]) == "156.0\n"

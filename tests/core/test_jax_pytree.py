@@ -86,6 +86,7 @@ def test_experts_of_numpy_arrays_are_a_tree_too():
     np.testing.assert_allclose(compiled, experts.apply(np.asarray(X), np.asarray(GATES)), rtol=1e-5)
 
 
+HERE = "made by eight threads at once"  # the others are slow: each is a process of its own
 FIRST_USES = {
     "experts of JAX arrays": """
 import tucka, jax, jax.numpy as jnp
@@ -113,7 +114,13 @@ print({len(jax.tree_util.tree_leaves(experts)) for experts in made if len(made) 
 }
 
 
-@pytest.mark.parametrize("script", FIRST_USES.values(), ids=list(FIRST_USES))
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(script, marks=() if name == HERE else pytest.mark.slow, id=name)
+        for name, script in FIRST_USES.items()
+    ],
+)
 def test_the_first_use_of_a_process_may_be_to_flatten(script):
     assert output_of(script) == "3\n"
 

@@ -37,7 +37,7 @@ def stack(routing):
     ("routing", "mode"),
     [
         ("batch", torch.enable_grad),
-        ("batch", torch.inference_mode),
+        pytest.param("batch", torch.inference_mode, marks=pytest.mark.slow),
         ("token", torch.no_grad),
         pytest.param("batch", torch.no_grad, marks=pytest.mark.slow),
         pytest.param("sample", torch.enable_grad, marks=pytest.mark.slow),

@@ -48,7 +48,7 @@ def dropping(**options):
     return adapt("bert", model=make("bert", hidden_dropout_prob=0.2), **options)
 
 
-@pytest.mark.parametrize("routing", ["batch", "token"])
+@pytest.mark.parametrize("routing", [pytest.param("batch", marks=pytest.mark.slow), "token"])
 def test_a_resumed_training_continues_bit_by_bit(routing, tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 3}
     through = dropping(routing=routing)

@@ -37,8 +37,17 @@ def towards_each_group(router):
         return [router.centroids[group].sum(dim=0).expand(2, 5, 8).clone() for group in range(3)]
 
 
-@pytest.mark.parametrize("routing", ["batch", "sample", "token"])
-@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    ("routing", "training"),
+    [
+        ("batch", True),
+        ("token", False),
+        pytest.param("batch", False, marks=pytest.mark.slow),
+        pytest.param("sample", True, marks=pytest.mark.slow),
+        pytest.param("sample", False, marks=pytest.mark.slow),
+        pytest.param("token", True, marks=pytest.mark.slow),
+    ],
+)
 def test_one_graph_serves_all_groups(routing, training):
     torch.manual_seed(0)
     model = Routed(routing).train(training)
@@ -61,7 +70,7 @@ def test_one_graph_serves_all_groups(routing, training):
     assert counter.frame_count == 1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
 def test_autocast_compiles(dtype):
     model = Routed("token")
     x = torch.randn(2, 5, 8).to(dtype)

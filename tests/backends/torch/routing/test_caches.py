@@ -145,14 +145,14 @@ COMPILED = {
 }
 
 
-HERE = ("sample", "reordered", "dynamic")  # the others are slow
 CASES = [
-    pytest.param(*case, marks=() if case == HERE else pytest.mark.slow)
+    case
     for case in itertools.product(("batch", "sample"), COMPILED, ("dynamic", "static"))
     if case[2] == "dynamic" or case[1] not in ("selected", "repeated")  # which caches of fixed size do not have
 ]
 
 
+@pytest.mark.slow  # each compiles a model
 @pytest.mark.usefixtures("_fresh_compiler")
 @pytest.mark.parametrize(("routing", "name", "kind"), CASES)
 def test_a_cache_that_a_compiled_prompt_has_filled(routing, name, kind):
