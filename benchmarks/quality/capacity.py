@@ -99,9 +99,11 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
     for axes, (task, made) in zip(grid[0], tasks.items(), strict=True):
         for place, family in enumerate(FAMILIES):
             _points(axes, _family(made, family), family, "o-", SERIES[place])
+        peers = [name for name in alone if not name.startswith("tucka")]
         for place, name in enumerate(alone):
             own = [row for row in made if row.experiment.name == name]
-            _points(axes, own, own[0].experiment.label if own else "", "sD^v<>"[place % 6], SERIES[2 + place])
+            colour = SERIES[2 + peers.index(name)] if name in peers else SERIES[1]  # variants have that of their family
+            _points(axes, own, own[0].experiment.label if own else "", "sD^v<>P*"[place % 8], colour)
         axes.set(xscale="log", xlabel="trainable parameters", title=task)
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(lambda size, _place: f"{size / 1e3:g}k")
