@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from benchmarks.drawing import legend_below, panels, save
+from benchmarks.drawing import SERIES, legend_below, panels, save
 from benchmarks.quality.experiments import Experiment, read_all
 from benchmarks.quality.report import of_experiment, short
 from benchmarks.quality.run import RESULTS, read_results, score
@@ -119,9 +119,13 @@ def table(made: Sequence[Window]) -> str:
 def draw(tasks: Mapping[str, Sequence[Window]], path: Path) -> None:
     """Draw accuracy against the learning rate, a panel for each task."""
     figure, (row,) = panels(columns=len(tasks), height=3.6)
+    # A method has one colour, also where a panel lacks others.
+    drawn = {window.experiment.name for made in tasks.values() for window in made}
+    colours = dict(zip([name for name in METHODS if name in drawn], SERIES, strict=False))
     for axes, (task, made) in zip(row, tasks.items(), strict=True):
         for window in made:
-            axes.plot(list(window.means), list(window.means.values()), marker="o", label=window.experiment.label)
+            means, name = window.means, window.experiment.name
+            axes.plot(list(means), list(means.values()), marker="o", label=window.experiment.label, color=colours[name])
         axes.set(xscale="log", xlabel="learning rate", title=task)
     row[0].set_ylabel("test accuracy")
     legend_below(figure, 3)
