@@ -109,8 +109,8 @@ FILLED = [
     ),
     (
         "README.md",
-        "TuckA with r = 2, with {:.0%} of the parameters, was ahead of LoRA with r = 8 by {:.2f} ± {:.2f} points, "
-        "with two seeds",
+        "TuckA with r = 2, with {:.0%} of the parameters, was as accurate too: {:.2f} ± {:.2f} points ahead of LoRA "
+        "with r = 8 over both, with only two seeds",
         lambda: [share("reviews", "tucka_r2_default"), *on_texts("tucka_r2_default")[1:]],
     ),
     (
@@ -253,7 +253,7 @@ FILLED = [
     ),
     (
         COMPARISON,
-        "on the texts, with {:.0%} of its parameters**: by {:.2f} ± {:.2f} points over both tasks",
+        "on the texts, with {:.0%} of its parameters.** Over both tasks it is ahead by {:.2f} ± {:.2f} points",
         lambda: [share("reviews", "tucka_r2_default"), *on_texts("tucka_r2_default")[1:]],
     ),
     (
@@ -614,7 +614,7 @@ HOLDS = [
     ),
     (
         COMPARISON,
-        "**One expert behaves as two groups of two do**",
+        "**One expert is as accurate as two groups of two** at its best",
         lambda: all(
             abs(best_of(task, "tucka_one_default") - best_of(task, "tucka_r8")) < 0.01 for task in ("reviews", "causal")
         ),

@@ -96,10 +96,10 @@ def draw(tasks: Mapping[str, Sequence[Row]], path: Path) -> None:
     figure, grid = panels(1, len(tasks), height=3.8)
     names = sorted({row.experiment.name for made in tasks.values() for row in made})
     alone = [name for name in names if not any(family.fullmatch(name) for family in FAMILIES.values())]
+    peers = [name for name in alone if not name.startswith("tucka")]
     for axes, (task, made) in zip(grid[0], tasks.items(), strict=True):
         for place, family in enumerate(FAMILIES):
             _points(axes, _family(made, family), family, "o-", SERIES[place])
-        peers = [name for name in alone if not name.startswith("tucka")]
         for place, name in enumerate(alone):
             own = [row for row in made if row.experiment.name == name]
             colour = SERIES[2 + peers.index(name)] if name in peers else SERIES[1]  # variants have that of their family

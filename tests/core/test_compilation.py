@@ -103,6 +103,8 @@ print(run(*(jnp.ones(shape) for shape in ((1, 1, 2, 2), (1, 1), (3, 2), (4, 3), 
 
 
 # In torch, such a process takes long.
-@pytest.mark.parametrize("library", [pytest.param("torch", marks=pytest.mark.slow), "jax"])
+@pytest.mark.parametrize(
+    "library", [pytest.param(name, marks=pytest.mark.slow if name == "torch" else ()) for name in FIRST_CALL]
+)
 def test_the_first_call_of_a_process_may_be_compiled(library):
     assert output_of(FIRST_CALL[library]) == "156.0\n"

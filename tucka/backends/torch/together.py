@@ -71,6 +71,7 @@ class Group:
         numbers = rank**2 * ((0 if gates is None else gates.shape[:-2].numel()) + groups * slices)
         if len(self.parts) * numbers > _MOST:
             return None
+        # Without a norm the cores do not depend on the bases, so there is too little to keep.
         if torch.is_grad_enabled() or self.norm is None or not self.flat[0].is_cpu:
             cores = cores_together(gates, self.flat, self.alphas, norm=self.norm, strengths=self.strengths)
         else:
