@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tucka.backends.torch.copies import Copies
 from tucka.backends.torch.householder import householder_gamma
 from tucka.backends.torch.private import are_transformations_on
 from tucka.backends.torch.thin import cast, into, is_token, wide_dtype, without_autocast
@@ -25,6 +26,7 @@ __all__ = ["AcceleratedHRAConv2d", "AcceleratedHRALinear", "accelerate_hra", "re
 # Π = I + V Uᵀ with two thin matrices (d, r), so a linear layer costs two thin products on activations more than its
 # base, and a convolution one convolution to r channels and one of size 1×1.
 Factors: TypeAlias = tuple[Tensor, Tensor]
+_BASES = (nn.Linear, nn.Conv2d)  # wrap no other layer
 # Takes x, weight and bias in one dtype, and computes the layer whose weight is multiplied by the factors' products.
 Product: TypeAlias = Callable[[Tensor, Tensor, Tensor | None, list[Factors]], Tensor]
 
@@ -44,7 +46,7 @@ def _thin_factors(layer: Any, name: str) -> Factors:
 class _Kept(NamedTuple):
     """Factors of one adapter, and all that they were made of."""
 
-    vectors: Tensor
+    vectors: Copies
     options: tuple[Any, ...]
     factors: Factors
 
@@ -57,18 +59,18 @@ def _factors(layer: Any, name: str, dtype: torch.dtype) -> Factors:
     """Return the factors of one adapter in a dtype, those of an earlier call where its vectors are still the same."""
     vectors = layer.hra_u[name]
     is_plain = type(vectors) in (nn.Parameter, Tensor) and vectors.is_cpu
-    # Compared number by number: optimisers and writes to `.data` leave no other trace. A GPU would have to be waited
-    # for.
     if not is_plain or torch.is_grad_enabled() or torch.compiler.is_compiling() or are_transformations_on():
         left, right = _thin_factors(layer, name)
         return left.to(dtype), right.to(dtype)
-    kept = _kept.setdefault(layer, {})
+    kept = _kept.get(layer)
+    if kept is None:
+        kept = _kept[layer] = {}
     options = (layer.hra_apply_GS[name], layer.hra_r[name], dtype)
     known = kept.get(name)
-    if known is None or known.options != options or not torch.equal(known.vectors, vectors):
+    if known is None or known.options != options or not known.vectors.are_those_of([vectors]):
         # Turned, as few rows are multiplied best.
         left, right = (factor.to(dtype).t().contiguous().t() for factor in _thin_factors(layer, name))
-        known = kept[name] = _Kept(vectors.detach().clone(), options, (left, right))
+        known = kept[name] = _Kept(Copies([vectors]), options, (left, right))
     return known.factors
 
 
@@ -127,13 +129,15 @@ def _conv2d(
 
 def _forward(layer: Any, product: Product, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Compute what PEFT's layer computes, in the dtype of `x`."""
-    if layer._disable_adapters and layer.merged_adapters:
-        layer.unmerge()
     if layer._disable_adapters or layer.merged_adapters:
+        if layer._disable_adapters and layer.merged_adapters:
+            layer.unmerge()
         result: Tensor = layer.base_layer(x, *args, **kwargs)
         return result.to(x.dtype)
-    base = layer.get_base_layer()
-    weight, bias, vectors = base.weight.data, base.bias, layer.hra_u
+    base, vectors = layer.base_layer, layer.hra_u
+    if type(base) not in _BASES:
+        base = layer.get_base_layer()
+    weight, bias = base.weight.data, base.bias
     dtype = weight.dtype
     if x.dtype is not dtype and layer.cast_input_dtype_enabled:
         dtype = torch.promote_types(x.dtype, dtype)

@@ -80,6 +80,7 @@ def assert_same(found, wanted):
             torch.testing.assert_close(found[1][name], gradient, rtol=1e-8, atol=1e-12, msg=name)
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
 def test_outputs_and_gradients_are_those_of_layers_alone(routing, kind, alone, made):
@@ -119,6 +120,7 @@ def sliced(monkeypatch):
     return found
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("routing", ["batch", "token", "pinned"])  # samples have gates as batches have
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_between_two_calls_counts_in_the_next(routing, change, alone, sliced):
@@ -186,7 +188,7 @@ def test_a_training_keeps_nothing_for_calls_without_gradients(sliced):
             model(**inputs())
     (group,) = scope_of(model).forwards.groups.values()
     assert len(sliced) == 3
-    assert [kept._numbers for kept in group._kept.values()] == [None]
+    assert [kept._copies for kept in group._kept.values()] == [None]
 
 
 def test_gates_that_are_written_in_place_are_others(monkeypatch):
@@ -230,6 +232,7 @@ def test_layers_have_scales_of_their_own(routing, alone):
     assert_same(outcome(model), alone(lambda: outcome(model)))
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("norm", ["columns", "rotation"])
 @pytest.mark.parametrize("name", ["cores", "expert_factor", "basis"])
@@ -309,6 +312,7 @@ def _rescale(parts):
     parts.scale = 0.25
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("change", [_write, _strengthen, _replace, _rescale])
 @pytest.mark.parametrize("trains", [False, True])

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from tucka.backends.torch.copies import Copies
 from tucka.backends.torch.cores import Slices, cores_together, dtype_of
 from tucka.backends.torch.functional import add_own_update
 from tucka.backends.torch.mixing import has_own_gates, times_core, times_own
@@ -93,30 +94,28 @@ _HOOKS = attrgetter("_forward_hooks", "_forward_pre_hooks")
 class _Kept:
     """What the cores of a group's layers are mixed of, kept while the numbers that it was made of stay the same."""
 
-    # Compared number by number: writes to `.data` leave no other trace. A GPU would have to be waited for.
     def __init__(self, slices: Slices, tensors: Sequence[Tensor], before: _Kept | None) -> None:
         self._slices = slices
         self._versions = versions_of(tensors)
         # The second call with these numbers copies them. In a training, none has a second one.
         is_second = before is not None and before._versions == self._versions
-        self._numbers = [tensor.detach().clone() for tensor in tensors] if is_second else None
-        self._mixed: tuple[Tensor | None, Tensor | None, list[Tensor]] | None = None  # gates, their numbers, the cores
+        self._copies = Copies(tensors) if is_second else None
+        self._mixed: tuple[Tensor | None, Copies, list[Tensor]] | None = None  # gates, their copy, the cores
 
     def serves(self, gates: Tensor | None, group: Group) -> bool:
         """Tell whether all numbers are those that the slices were made of, for gates of this dtype."""
-        if self._numbers is None or self._slices.dtype is not dtype_of(gates, group.flat):
+        if self._copies is None or self._slices.dtype is not dtype_of(gates, group.flat):
             return False
-        return all(map(torch.equal, group.watched, self._numbers))
+        return self._copies.are_those_of(group.watched)
 
     def mixed(self, gates: Tensor | None) -> list[Tensor]:
         """Mix the cores, unless the last call had the same gates, as with a pinned route."""
-        if self._mixed is not None and self._mixed[0] is gates:
-            _, numbers, cores = self._mixed
-            if gates is None or torch.equal(gates, numbers):  # type: ignore[arg-type]
-                return cores
+        given = [] if gates is None else [gates]
+        if self._mixed is not None and self._mixed[0] is gates and self._mixed[1].are_those_of(given):
+            return self._mixed[2]
         cores = self._slices.mixed(gates)
-        if self._numbers is not None:
-            self._mixed = gates, None if gates is None else gates.clone(), cores
+        if self._copies is not None:
+            self._mixed = gates, Copies(given), cores
         return cores
 
 
