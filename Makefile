@@ -46,7 +46,7 @@ mutants: $(STAMP)  ## change the library in 150 places, one at a time, and see w
 	$(BIN)/python -W ignore -m benchmarks.mutants
 
 test-all: $(STAMP)  ## the slow tests too
-	$(BIN)/python -m pytest $(PARALLEL) -m ''
+	HYPOTHESIS_PROFILE=all $(BIN)/python -m pytest $(PARALLEL) -m ''
 
 # What fails here and passes with the pinned versions is news from another library.
 test-newest:  ## the suite on the newest version of everything but torch, in an environment of its own

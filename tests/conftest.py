@@ -1,7 +1,8 @@
-"""Fixtures and hypothesis profiles that all tests share."""
+"""Fixtures, hypothesis profiles and marks that all tests share."""
 
 import importlib.util
 import os
+import zlib
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,8 +20,9 @@ if importlib.util.find_spec("torch"):
         torch.manual_seed = torch.default_generator.manual_seed
 
 _COMMON = {"deadline": None, "derandomize": bool(os.environ.get("CI")), "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("dev", max_examples=25, **_COMMON)
+settings.register_profile("dev", max_examples=8, **_COMMON)  # others in each run
 settings.register_profile("ci", max_examples=25, **_COMMON)
+settings.register_profile("all", max_examples=50, **_COMMON)  # of `make test-all`
 settings.register_profile("thorough", max_examples=500, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 
@@ -30,3 +32,22 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 def library(request) -> Library:
     """Each array library in turn; a test that takes it runs on all of them."""
     return request.param
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Call tests slow that are marked as heavy, and cases that add no new value of a parameter, but in CI."""
+    if os.environ.get("CI"):
+        return
+    for item in items:
+        if item.get_closest_marker("heavy"):
+            item.add_marker(pytest.mark.slow)
+    # In an order of no meaning, the same in all processes, so that values come together in many ways.
+    marked = [item for item in items if item.get_closest_marker("each_value")]
+    seen = set()
+    for item in sorted(marked, key=lambda item: zlib.crc32(item.nodeid.encode())):
+        function = item.nodeid.partition("[")[0]
+        new = {(function, name, str(value)) for name, value in item.callspec.params.items()} - seen
+        seen |= new
+        if not new:
+            item.add_marker(pytest.mark.slow)

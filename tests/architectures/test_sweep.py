@@ -38,6 +38,7 @@ def test_architecture(name):
 HEAVY = ("mask2former", "mllama", "mistral3", "longformer")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow if name in HEAVY else ()) for name in FEW.split()]
 )

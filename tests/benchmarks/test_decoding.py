@@ -12,7 +12,13 @@ from benchmarks.turns import Turns, Work
 TINY = ["--sizes", "tiny", "--layers", "1", "--repeats", "2"]
 
 
-@pytest.mark.parametrize("regimes", [["train-1x32", "classify-32"], ["generate-1", "prefill-512", "forward-two"]])
+@pytest.mark.parametrize(
+    "regimes",
+    [
+        pytest.param(["train-1x32", "classify-32"], marks=pytest.mark.heavy),
+        ["generate-1", "prefill-512", "forward-two"],
+    ],
+)
 def test_a_part_runs_and_its_report_names_the_losses(regimes, tmp_path):
     output = tmp_path / "part.json"
     decoding.main([*TINY, "--rows", "batch", "merged", "--regimes", *regimes, "--output", str(output)])

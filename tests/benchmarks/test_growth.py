@@ -11,6 +11,7 @@ from benchmarks.adapted_models import Stack
 from tucka import count_parameters
 
 
+@pytest.mark.heavy
 def test_a_small_run_and_its_report(tmp_path):
     output = tmp_path / "growth.json"
     sizes = ["--axes", "layers", "groups", "--largest", "4", "--width", "16", "--repeats", "1"]

@@ -154,6 +154,7 @@ def test_the_papers_averages_are_the_means_of_its_figures(name):
         assert (sum(parts) / len(parts)).quantize(Decimal("0.01"), ROUND_HALF_UP) == average
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("name", TABLES)
 @pytest.mark.parametrize("method", ["lora", "tucka"])
 def test_targets_are_the_papers_layers_in_models_of_full_size(name, method):
@@ -210,6 +211,7 @@ def test_every_row_has_a_configuration(name):
         assert row.options.items() <= settings.items()
 
 
+@pytest.mark.heavy
 def test_an_interrupted_run_goes_on_from_its_checkpoint(small, tmp_path):
     run_ = run_of(small("table3"), "metamath", "tucka-r16-k4", "equations")
 

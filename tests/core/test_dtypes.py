@@ -16,6 +16,7 @@ every_dtype = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.each_value
 @every_dtype
 @every_function
 def test_a_function_keeps_the_dtype_and_its_precision(library, dtype, case):
@@ -85,6 +86,7 @@ print("same in float64")
 """
 
 
+@pytest.mark.heavy
 def test_jax_keeps_float64_where_the_caller_enabled_it():
     pytest.importorskip("jax")
     assert output_of(IN_DOUBLE, JAX_ENABLE_X64="1") == "same in float64\n"

@@ -24,6 +24,7 @@ def feature_of(library, hidden, mask=None, routing="batch"):
     return library.to_numpy(tucka.routing_feature(library.from_numpy(hidden), mask=mask, routing=routing))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("routing", ROUTINGS)
 @given(case=hidden_and_mask())
 def test_a_feature_equals_the_reference(library, routing, case):
@@ -120,6 +121,7 @@ def logits_of(library, feature, centroids, affinity="dot", center=None, **option
     )
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", AFFINITIES)
 @given(case=features_and_centroids(), temperature=st.sampled_from([1.0, 0.7, 5.0]))
 def test_logits_equal_the_reference(library, affinity, case, temperature):
@@ -130,6 +132,7 @@ def test_logits_equal_the_reference(library, affinity, case, temperature):
     assert_close(actual, desired, eps=library.eps, terms=4, scale=64)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", AFFINITIES)
 @given(case=features_and_centroids(), data=st.data())
 def test_logits_of_many_features_are_those_of_each(library, affinity, case, data):
@@ -141,6 +144,7 @@ def test_logits_of_many_features_are_those_of_each(library, affinity, case, data
     assert_close(together, np.array(each), eps=library.eps, terms=4, scale=16)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", AFFINITIES)
 @given(case=features_and_centroids(), data=st.data())
 def test_renaming_groups_and_experts_renames_the_logits(library, affinity, case, data):
@@ -156,6 +160,7 @@ scales = st.sampled_from([2.0**-20, 0.3, 7.0, 2.0**20])
 far_scales = st.sampled_from([2.0**-83, 1e-25, 1e-19, 1e19, 1e25, 2.0**83])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", ["group_norm", "directional"])
 @given(case=features_and_centroids(), scale=scales)
 def test_normalised_logits_do_not_depend_on_the_scale_of_the_features(library, affinity, case, scale):
@@ -167,6 +172,7 @@ def test_normalised_logits_do_not_depend_on_the_scale_of_the_features(library, a
     assert_close(scaled, plain, eps=library.eps, terms=4, scale=64 / min(norm, 1.0))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", ["group_norm", "directional"])
 @given(case=features_and_centroids(), feature_scale=far_scales, centroid_scale=st.sampled_from([1e-10, 1.0, 1e10]))
 def test_normalised_logits_of_very_small_or_large_features_equal_the_reference(
@@ -196,6 +202,7 @@ def test_other_logits_grow_with_the_features(library, affinity, case, scale):
     assert_close(scaled / scale, plain, eps=library.eps, terms=4, scale=64)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", WITH_CENTER)
 @given(case=features_and_centroids(), data=st.data())
 def test_moving_features_and_center_together_changes_nothing(library, affinity, case, data):
@@ -215,6 +222,7 @@ def test_moving_all_centroids_adds_the_same_to_every_dot_product(library, case, 
     assert_close(moved, desired, eps=library.eps, terms=8, scale=64)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", AFFINITIES)
 @given(case=features_and_centroids())
 def test_the_temperature_divides_the_logits(library, affinity, case):
@@ -236,6 +244,7 @@ def test_scaling_features_and_center_together_scales_centred_logits_and_leaves_d
     assert_close(scaled / factor, plain, eps=library.eps, terms=4, scale=64)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", AFFINITIES)
 @given(case=features_and_centroids(), temperature=st.sampled_from([0.01, 3.0, 100.0]))
 def test_the_temperature_changes_gates_and_never_the_choice(library, affinity, case, temperature):
@@ -275,6 +284,7 @@ def gates_of(library, values, **options):
     return library.to_numpy(tucka.select_gates(library.from_numpy(values), **options))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("gate_norm", [True, False])
 @given(values=logits())
 def test_gates_equal_the_reference(library, gate_norm, values):
@@ -282,6 +292,7 @@ def test_gates_equal_the_reference(library, gate_norm, values):
     assert_close(gates_of(library, values, gate_norm=gate_norm), desired, eps=library.eps, terms=8)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("gate_norm", [True, False])
 @given(values=logits(), data=st.data())
 def test_gates_with_a_bias_equal_the_reference(library, gate_norm, values, data):
@@ -349,6 +360,7 @@ def test_one_expert_in_a_group_gets_all(library, values):
     np.testing.assert_array_equal(np.sort(gates_of(library, values), axis=None), [0.0, 0.0, 1.0])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("size", [1e4, 1e30])
 @pytest.mark.parametrize("gate_norm", [True, False])
 @given(values=logits(ties=False))

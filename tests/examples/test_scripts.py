@@ -49,6 +49,7 @@ def test_a_model_of_ones_own_learns_in_both_ways():
     assert max(own_model.main(steps=60)) < 0.5
 
 
+@pytest.mark.heavy
 def test_many_tasks_are_learned_and_a_new_one_leaves_the_others_as_they_are():
     before, after = many_tasks.main(steps=60)
     assert list(after) == list(many_tasks.TASKS)
@@ -71,6 +72,7 @@ def test_hra_stays_the_same_while_other_layers_compute_it():
     assert max(apart) < 1e-5
 
 
+@pytest.mark.heavy
 def test_each_groups_lora_is_served_as_it_was_trained():
     (first, last), apart = export_and_serve.main(steps=60)
     assert last < first / 4

@@ -31,6 +31,7 @@ def alone(model, name, call):
     return call()
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["llama", "bert", "vit", "gpt2"])
 @pytest.mark.parametrize("routing", ["sample", "token", "pinned"])
 @torch.no_grad()

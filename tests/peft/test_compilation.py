@@ -38,7 +38,7 @@ def stack(routing):
     [
         ("batch", torch.enable_grad),
         pytest.param("batch", torch.inference_mode, marks=pytest.mark.slow),
-        ("token", torch.no_grad),
+        pytest.param("token", torch.no_grad, marks=pytest.mark.heavy),
         pytest.param("batch", torch.no_grad, marks=pytest.mark.slow),
         pytest.param("sample", torch.enable_grad, marks=pytest.mark.slow),
         pytest.param("sample", torch.inference_mode, marks=pytest.mark.slow),
@@ -82,7 +82,9 @@ def test_looking_at_the_load_compiles_nothing_anew():
     assert int(expert_load(model).sum()) == 1
 
 
-@pytest.mark.parametrize("routing", ["batch", "sample", "token"])
+@pytest.mark.parametrize(
+    "routing", ["batch", *(pytest.param(each, marks=pytest.mark.heavy) for each in ("sample", "token"))]
+)
 def test_an_exported_program_routes_and_counts_nothing(routing):
     """What a program writes to is not a constant of it, which ONNX and compiled packages refuse."""
     torch.manual_seed(0)

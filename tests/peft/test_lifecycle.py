@@ -34,6 +34,7 @@ kinds = pytest.mark.parametrize("kind", KINDS)
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 
 
+@pytest.mark.each_value
 @kinds
 @routings
 @torch.no_grad()
@@ -47,6 +48,7 @@ def test_an_untrained_adapter_changes_no_bit_and_a_random_one_shows(kind, routin
         assert torch.equal(output_of(random, inputs), before)
 
 
+@pytest.mark.each_value
 @kinds
 @routings
 def test_three_steps_change_all_that_is_trained_and_nothing_else(kind, routing):
@@ -91,6 +93,7 @@ def test_one_expert_with_normalised_gates_warns_once_for_each_adapter(recwarn):
 # Dtypes
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("widened", [True, False])
 @pytest.mark.parametrize("kind", ["llama", "plain", "vit"])

@@ -76,6 +76,7 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.heavy
 def test_accumulating_is_training_on_whole_batches_for_sample_routing(tmp_path):
     states = []
     for size, steps in ((4, 1), (2, 2)):

@@ -176,6 +176,7 @@ def test_the_gain_in_other_precisions(dtype):
     assert gain_of(layer.to(dtype)) == pytest.approx(gain_of(layer.float()), rel=0.02)
 
 
+@pytest.mark.each_value
 @kinds
 @pytest.mark.parametrize("norm", ["rotation", "columns", None])
 @given(rank=st.integers(2, WIDTH), factor=sizes)

@@ -41,7 +41,7 @@ def towards_each_group(router):
     ("routing", "training"),
     [
         ("batch", True),
-        ("token", False),
+        pytest.param("token", False, marks=pytest.mark.heavy),
         pytest.param("batch", False, marks=pytest.mark.slow),
         pytest.param("sample", True, marks=pytest.mark.slow),
         pytest.param("sample", False, marks=pytest.mark.slow),

@@ -116,6 +116,7 @@ def check_derivatives(function, *inputs):
     assert gradgradcheck(function, inputs)
 
 
+@pytest.mark.each_value
 @either
 @pytest.mark.parametrize("lead", LEADS)
 def test_derivatives_of_gated_adaptation(lead):
@@ -146,6 +147,7 @@ def test_many_groups_keep_a_core_for_each_token_and_not_the_spread():
     assert kept.kept_bytes == 8 * (tokens * (2 * rank + rank * rank) + 2 * groups * rank * rank)
 
 
+@pytest.mark.each_value
 @either
 @pytest.mark.parametrize("lead", LEADS)
 def test_derivatives_of_adaptation_and_mixing(lead):
@@ -153,6 +155,7 @@ def test_derivatives_of_adaptation_and_mixing(lead):
     check_derivatives(mix_cores, leaf(2, 3, 2, 2), leaf(2, 3), leaf(*lead, 2, 2))
 
 
+@pytest.mark.each_value
 @either
 @pytest.mark.parametrize("lead", LEADS)
 def test_derivatives_of_a_scale_that_is_a_tensor(lead):
@@ -171,6 +174,7 @@ def test_one_frozen_input_leaves_the_others_gradients(frozen):
     assert gradcheck(lambda *given: tucker_adapt_gated(*given, gates), inputs)
 
 
+@pytest.mark.each_value
 @either
 @pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
 def test_derivatives_of_a_sum_of_updates(lead):

@@ -304,6 +304,7 @@ def test_few_tokens_without_gradients_are_adapted_as_the_reference_says(seed, sh
         np.testing.assert_allclose(parts(base, x, gates).numpy(), wanted, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("rank", [1, 3, 6])
 @pytest.mark.parametrize("lead", [(), (4,), (4, 5)])
 def test_an_exported_rotation_is_the_same_without_a_solver(rank, lead):
@@ -325,6 +326,7 @@ def test_a_rotation_is_nothing_while_half_of_the_basis_is_zero(seed, rank, k, t,
     assert not experts.any()  # to the last bit
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("norm", ["columns", "rotation"])
 @pytest.mark.parametrize("rows", [5, 20])  # left to torch's differentiation, and written out
 @pytest.mark.parametrize("lead", [(), (4,), (4, 5)])

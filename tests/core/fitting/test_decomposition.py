@@ -107,7 +107,9 @@ def test_ranks_that_are_in_the_wrong_order_when_fitted_on_their_own_are_put_righ
     assert larger <= smaller
 
 
-@pytest.mark.parametrize("noise", [1e-4, 1e-8, 1e-11, 1e-15])
+@pytest.mark.parametrize(
+    "noise", [1e-4, *(pytest.param(each, marks=pytest.mark.heavy) for each in (1e-8, 1e-11)), 1e-15]
+)
 @given(seed=seeds)
 @settings(max_examples=5)
 def test_the_residual_never_rises_near_an_exact_fit_either(seed, noise):

@@ -39,6 +39,7 @@ def initialised(kind, **options):
     return train(model, inputs), inputs
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("safe", [True, False])
 @torch.no_grad()
@@ -57,6 +58,7 @@ def test_a_saved_adapter_gives_the_same_outputs(kind, safe, tmp_path, recwarn):
     assert not any(p.requires_grad for p in loaded.parameters())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["llama", "bert", "plain"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()

@@ -27,6 +27,7 @@ def generate(model, inputs, **options):
     return model.generate(**prompt, **{**config, **options})
 
 
+@pytest.mark.each_value
 @kinds
 @pytest.mark.parametrize("way", WAYS)
 def test_each_prompt_has_its_group_alone_and_in_a_batch(kind, way):
@@ -42,6 +43,7 @@ def test_each_prompt_has_its_group_alone_and_in_a_batch(kind, way):
         assert torch.equal(together[row * times : row * times + times], alone)
 
 
+@pytest.mark.each_value
 @kinds
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("prompts", "groups"), [(4, [0, 1]), (6, [0, 1, 2]), (2, [0, 1, 2, 2]), (2, [0])])

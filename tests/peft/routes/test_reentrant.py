@@ -57,6 +57,7 @@ def assert_same(one, other, *, trains=True):
     other.zero_grad()
 
 
+@pytest.mark.each_value
 @kinds
 @routings
 def test_it_changes_no_gradient(kind, routing):
@@ -67,6 +68,7 @@ def test_it_changes_no_gradient(kind, routing):
     assert expert_load(plain).tolist() == expert_load(checkpointed).tolist()
 
 
+@pytest.mark.each_value
 @kinds
 @routings
 def test_several_forwards_and_backwards_in_any_order(kind, routing):
@@ -152,6 +154,7 @@ def drawn(seed=3):
     return torch.randn(3, 6, WIDTH, dtype=torch.float64, generator=generator).requires_grad_()
 
 
+@pytest.mark.each_value
 @orders
 @routings
 def test_checkpoints_in_any_order(order, routing):
@@ -292,6 +295,7 @@ def test_documents_that_share_a_row():
     assert_same(plain, checkpointed)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @routings
 def test_a_router_that_does_not_train(kind, routing):

@@ -40,6 +40,7 @@ def assert_same_gradients(one, other):
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.each_value
 @kinds
 @routings
 def test_checkpointing_changes_no_gradient(kind, routing):
@@ -50,6 +51,7 @@ def test_checkpointing_changes_no_gradient(kind, routing):
     assert expert_load(plain).tolist() == expert_load(checkpointed).tolist()
 
 
+@pytest.mark.each_value
 @kinds
 @routings
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

@@ -370,7 +370,7 @@ def test_threads_and_models_share_nothing():
     ("kind", "routing"),
     [
         ("plain", "batch"),
-        ("plain", "token"),
+        pytest.param("plain", "token", marks=pytest.mark.heavy),
         pytest.param("bert", "sample", marks=pytest.mark.slow),
         pytest.param("llama", "batch", marks=pytest.mark.slow),
         pytest.param("llama", "token", marks=pytest.mark.slow),

@@ -32,6 +32,7 @@ def generate(model, inputs, **options):
     return model.generate(**prompt, **{"max_new_tokens": 5, "do_sample": False, **options})
 
 
+@pytest.mark.each_value
 @generators
 @routings
 @pytest.mark.parametrize("search", SEARCHES)

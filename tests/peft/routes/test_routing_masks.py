@@ -15,6 +15,7 @@ from tucka.peft import TuckAConfig, last_route
 routings = pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["bert", "llama", "opt", "gpt2", "t5"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("routing", ["batch", "sample"])

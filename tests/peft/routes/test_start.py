@@ -23,6 +23,7 @@ def router_of(model):
     return scope_of(model).router("default")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", ["directional", "centered", "dot", "group_norm"])
 @pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 def test_only_the_router_changes_and_remembers(affinity, routing):

@@ -54,6 +54,7 @@ def alone(monkeypatch):
     return call
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "t5"])
 @pytest.mark.parametrize("search", [{}, {"num_beams": 3}, {"use_cache": False}], ids=str)
@@ -73,6 +74,7 @@ def test_later_tokens_ask_for_nothing_again(routing, monkeypatch):
     assert len(calls) <= layers + 1  # of the prompt, and of one layer for the first token after it
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_between_two_tokens_counts_from_the_next_on(routing, change, alone):
@@ -116,6 +118,7 @@ def test_a_route_that_is_unpinned_between_two_tokens(alone):
     assert torch.equal(run(), alone(run))
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("other", ["the same size", "given", "written"])
 def test_somebody_elses_call_between_two_tokens_has_its_own_route(routing, other, alone):

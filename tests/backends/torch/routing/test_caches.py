@@ -18,6 +18,7 @@ coarse = pytest.mark.parametrize("routing", ["batch", "sample"])
 modes = pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_cache_that_was_copied_or_whose_rows_were_chosen(routing, name):
@@ -71,6 +72,7 @@ MOVES = {
 }
 
 
+@pytest.mark.each_value
 @coarse
 @modes
 @pytest.mark.parametrize("move", MOVES)

@@ -65,6 +65,7 @@ def passes(model):
     return found
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("frames", [(60, 60), (150, 70)], ids=str)
 @pytest.mark.parametrize("way", WAYS)

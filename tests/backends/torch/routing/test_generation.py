@@ -35,6 +35,7 @@ class Interruption:
         return scores
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("way", ["streamer", "processor"])
 @pytest.mark.parametrize("other", [OTHER, tokens(1, 7, seed=9), tokens(3, 7, seed=9)], ids=lambda ids: str(ids.shape))
@@ -100,6 +101,7 @@ GUESSES = {
 }
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("guess", GUESSES)
 @pytest.mark.parametrize("prompt", [PROMPT, repeating()], ids=["plain", "repeating"])

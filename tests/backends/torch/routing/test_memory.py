@@ -49,6 +49,7 @@ def tensors_left(run, *, times=20):
     return alive() - before
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["llama", "bert", "t5", "clip", "plain"])
 @routings
 @pytest.mark.parametrize("checkpointed", [False, True])
@@ -76,6 +77,7 @@ def test_layers_that_see_cached_tokens_again(routing):
     assert tensors_left(lambda: model(input_ids=tokens(2, 5), use_cache=True), times=5) == 0
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_gradient_of_a_part_of_the_graph(routing, checkpointed):
@@ -105,6 +107,7 @@ def test_scopes_given_routes_and_errors(routing):
     assert tensors_left(run, times=5) == 0
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @routings
 def test_generation(kind, routing):

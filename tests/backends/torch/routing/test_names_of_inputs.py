@@ -144,6 +144,7 @@ def padded(batch=3):
 AS = {"seen": torch.bool, "kept": torch.int64, "weight": torch.float32}
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("kind", BODIES)
 @torch.no_grad()
@@ -298,6 +299,7 @@ NUMBERS = {
 }
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("numbers", NUMBERS)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()

@@ -27,6 +27,7 @@ def result_of(model, **inputs):
         return None
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("piece", [1, 2, 3, 6])  # of 6 tokens in 3 samples

@@ -64,6 +64,7 @@ def test_derivatives(normalize):
     assert gradgradcheck(lambda given: gates_of(given, gate_norm=normalize), logits)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("affinity", ["dot", "group_norm", "centered", "directional"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @given(

@@ -25,6 +25,7 @@ finer = pytest.mark.parametrize("routing", ["sample", "token"])
 sizes = pytest.mark.parametrize(("batch", "length"), [(3, 7), (6, 6), (4, 2)])
 
 
+@pytest.mark.each_value
 @finer
 @sizes
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_a_model_of_ones_own_must_say_what_comes_first_where_that_is_in_doubt(ro
                 torch.testing.assert_close(model(x[:, row : row + 1]), y[:, row : row + 1], **EXACT)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("targets", [["fc1"], ["fc1", "fc2"], ["q_proj", "fc1"]])
 @pytest.mark.parametrize("routing", ["batch", "sample", "token"])
 def test_opts_layers_of_flattened_tokens(targets, routing):
@@ -171,6 +173,7 @@ def test_dispatched_tokens_may_be_adapted_by_batch_routing():
         assert model(torch.randn(batch, length, WIDTH, dtype=torch.float64)).shape == (batch, length, WIDTH)
 
 
+@pytest.mark.each_value
 @finer
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "experts"], ["experts"]], ids=str)
 def test_a_mixture_of_transformers_is_adapted_beside_its_experts_and_at_their_common_input(routing, targets):
@@ -182,6 +185,7 @@ def test_a_mixture_of_transformers_is_adapted_beside_its_experts_and_at_their_co
     assert torch.equal(greedy(model, ids), greedy(model, ids, use_cache=False))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "vit", "t5"])
 @finer
 def test_as_many_samples_as_tokens(kind, routing):

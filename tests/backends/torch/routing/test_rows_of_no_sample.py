@@ -31,6 +31,7 @@ def gates_in(model, layer):
     return seen
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
 @pytest.mark.parametrize("routing", ["sample", "token"])
 @pytest.mark.parametrize("length", LENGTHS)
@@ -40,6 +41,7 @@ def test_a_sample_of_deberta_does_not_depend_on_its_batch(targets, routing, leng
     assert_rows_stand_alone(model, inputs_of("deberta-v3", batch, length), rows=batch)
 
 
+@pytest.mark.each_value
 @routings
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("batch", [1, 3, 16])

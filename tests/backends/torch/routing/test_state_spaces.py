@@ -18,6 +18,7 @@ PROMPT, STEP = tokens(2, 7, seed=5), torch.tensor([[9], [11]])
 CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
+@pytest.mark.each_value
 @names
 @routings
 def test_it_evaluates_and_generates(name, routing):

@@ -42,6 +42,7 @@ def pictures(size, batch=3, seed=1):
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+@pytest.mark.each_value
 @pairs
 @routings
 @torch.no_grad()
@@ -76,6 +77,7 @@ def test_as_many_texts_and_images_as_one_likes(name, routing):
     torch.testing.assert_close(one.image_embeds, both.image_embeds[1:], **EXACT)
 
 
+@pytest.mark.each_value
 @pairs
 @routings
 @torch.no_grad()
@@ -203,6 +205,7 @@ def test_a_cache_of_a_tower_carries_the_towers_route(routing):
         assert all(torch.equal(last_route(model, part=part), route) for part, route in routes.items())
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("routing", ["sample", "token"])
 @pytest.mark.parametrize("name", ["altclip", "chinese-clip", "vision-text-dual-encoder", "clipseg"])
 def test_other_models_of_two_towers(name, routing):
