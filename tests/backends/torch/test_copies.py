@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tucka.backends.torch import copies
 from tucka.backends.torch.copies import Copies
@@ -92,6 +93,14 @@ def test_what_copies_hold_does_not_change_with_the_tensors():
 def test_no_number_equals_itself_bit_by_bit(comparison):
     one = torch.tensor([float("nan"), 1.0])
     assert Copies([one]).are_those_of([one]) is (comparison == "C's comparison")
+
+
+def test_tensors_without_numbers_are_never_the_same():
+    one = torch.randn(3)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        known = Copies([one])
+        assert not known.are_those_of([one])
+    assert not known.are_those_of([one])
 
 
 def test_nothing_is_as_it_was():

@@ -32,10 +32,15 @@ class Copies:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._copies = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
-        self._known = [(copy.data_ptr(), copy.nbytes, copy.shape, copy.dtype) for copy in self._copies]
+        # Modes of torch, such as the one of tensors without numbers, may put their own tensors in place of a copy.
+        self._is_plain = all(type(copy) is Tensor for copy in self._copies)
+        known = self._copies if self._is_plain else []
+        self._known = [(copy.data_ptr(), copy.nbytes, copy.shape, copy.dtype) for copy in known]
 
     def are_those_of(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether each tensor has the shape, the dtype and, bit by bit, the numbers of its copy."""
+        if not self._is_plain:
+            return False
         for tensor, copy, (pointer, size, shape, dtype) in zip(tensors, self._copies, self._known, strict=True):
             if tensor.shape != shape or tensor.dtype is not dtype or not tensor.is_cpu:
                 return False
