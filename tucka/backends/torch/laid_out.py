@@ -12,7 +12,7 @@ from torch import Tensor
 from tucka.backends.torch.cores import cores_together
 from tucka.backends.torch.mixing import has_own_gates, times_core, times_own, weighs_experts
 from tucka.backends.torch.private import version_of
-from tucka.backends.torch.thin import FEW, cast, into, is_token, rows_of, turned
+from tucka.backends.torch.thin import FEW, cast, into, is_token, turned
 from tucka.spec import FactorNorm
 
 __all__ = ["LaidOut", "update_of"]
@@ -90,21 +90,9 @@ class LaidOut:
 
     def add_update(self, base: Tensor, x: Tensor, gates: Tensor) -> Tensor:
         """Add the update of `x` (..., d) by gates (..., k, t) to `base` (..., d)."""
-        if is_token(x.shape):
-            update = _TokenUpdate(self, x.shape[0], None if has_own_gates(x, gates) else self.mixed(gates), gates)
-            wide = cast(x, self.dtype)
-            return update.add_update(wide, base=None if base is x else cast(base, self.dtype))
-        rows = rows_of(x, self.dtype)
-        count = rows.shape[0]
-        laid = self.turned(count)
-        if has_own_gates(x, gates):
-            inner = self.times_own(into(rows, laid), gates)
-        else:
-            core = self.mixed(gates)
-            reading = self.reading(core, count)
-            inner = times_core(into(rows, laid), core) if reading is None else into(rows, reading)
-        rows = rows if base is x else rows_of(base, self.dtype)
-        return torch.addmm(rows, inner, laid).view(base.shape)
+        core = None if has_own_gates(x, gates) else self.mixed(gates)
+        update = _update_of(self, x.shape, core, gates)
+        return update.add_update(cast(x, self.dtype), base=None if base is x else cast(base, self.dtype))
 
     def times_own(self, inner: Tensor, gates: Tensor) -> Tensor:
         """Multiply rows (N, r), each of which has gates of its own, (..., k, t), by their mixed cores."""
@@ -142,9 +130,15 @@ class LaidOut:
 def update_of(laid: LaidOut, shape: tuple[int, ...], gates: Tensor | None) -> Callable[..., Tensor]:
     """Return what adds the update to inputs of a shape, by gates that stay as they are or by each input's own."""
     core = None if gates is None or gates.ndim - 1 == len(shape) > 1 else laid.mixed(gates)
+    return _update_of(laid, shape, core, gates).add_update
+
+
+def _update_of(
+    laid: LaidOut, shape: tuple[int, ...], core: Tensor | None, gates: Tensor | None
+) -> _RowUpdate | _TokenUpdate:
     if is_token(shape):
-        return _TokenUpdate(laid, shape[0], core, gates).add_update
-    return _RowUpdate(laid, shape, core, gates).add_update
+        return _TokenUpdate(laid, shape[0], core, gates)
+    return _RowUpdate(laid, shape, core, gates)
 
 
 class _RowUpdate:
@@ -159,8 +153,8 @@ class _RowUpdate:
         reading = None if core is None else laid.reading(core, rows)
         self._reading = None if reading is None else reading.t()  # (d, r)
 
-    def add_update(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Add the update to an input of the shape, by gates if they do not stay as they are."""
+    def add_update(self, x: Tensor, gates: Tensor | None = None, base: Tensor | None = None) -> Tensor:
+        """Add the update of an input of the shape to it or to `base`, by gates if they do not stay as they are."""
         rows, core = x.reshape(-1, self._shape[-1]), self._core
         if self._reading is not None:
             inner = torch.mm(rows, self._reading)
@@ -169,6 +163,7 @@ class _RowUpdate:
         else:
             own = self._gates if gates is None else gates
             inner = self._laid.times_own(into(rows, self._turned), own)  # type: ignore[arg-type]
+        rows = rows if base is None else base.reshape(rows.shape)
         return torch.addmm(rows, inner, self._turned).view(self._shape)
 
 
