@@ -2,7 +2,8 @@
 
 python -m benchmarks.routing.study run pays --seeds 5      # k = 1 against 2, 4, 8 at equal parameters
 python -m benchmarks.routing.study run balance --seeds 2   # the load before and after training, by router
-python -m benchmarks.routing.study report pays balance
+python -m benchmarks.routing.study run starts --seeds 5    # the same for the starts of the paper's Figure 4
+python -m benchmarks.routing.study report pays balance starts
 
 ``run`` appends a line to ``benchmarks/results/routing-SET.jsonl`` for each finished training and skips those that are
 there, so it can be stopped and called again. ``report`` makes tables and figures from these files, and only from them.
@@ -35,6 +36,7 @@ from tucka.core.counts import count_parameters
 from tucka.peft import TuckAConfig, adapted_modules, balance_router, expert_load, initialize_router
 
 RESULTS = Path(__file__).parents[1] / "results"
+SETS = ("pays", "balance", "starts")
 TARGETS = ["query", "value", "dense"]
 MAX_LENGTH = 64
 EPOCHS, BATCH, RATE = 2, 32, 2e-3
@@ -71,6 +73,13 @@ def settings(name: str) -> list[Setting]:
         singles = [Setting(1, "batch", batches, **sizes) for batches in ("mixed", "one domain")]
         ways = [("batch", "mixed"), ("batch", "one domain"), ("sample", "mixed"), ("token", "mixed")]
         return singles + [Setting(k, *way, **sizes) for k in (2, 4, 8) for way in ways]
+    if name == "starts":  # one number of groups and more seeds: the paper's start, random centroids, and the default
+        starts: list[dict[str, Any]] = [
+            {"affinity": "dot", "router_init": "kaiming"},
+            {"affinity": "dot", "router_init": "dai", "scale": 10.0},
+            {},
+        ]
+        return [Setting(4, routing, **start) for start in starts for routing in ("batch", "sample")]
     routers: list[dict[str, Any]] = [
         {},
         {"affinity": "dot", "router_init": "dai", "scale": 10.0},
@@ -269,11 +278,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
     running = actions.add_parser("run")
-    running.add_argument("set", choices=["pays", "balance"])
+    running.add_argument("set", choices=SETS)
     running.add_argument("--seeds", type=int, default=3)
     running.add_argument("--limit", type=int, help="stop after so many trainings")
     reporting = actions.add_parser("report")
-    reporting.add_argument("set", choices=["pays", "balance"], nargs="+")
+    reporting.add_argument("set", choices=SETS, nargs="+")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.action == "run":

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.drawing import panels, save
+from benchmarks.drawing import MUTED, legend_below, panels, save
 from benchmarks.routing.balance_report import ceiling
 from tucka.core.balance import load_entropy
 from tucka.plots import group_by_label
@@ -51,6 +51,11 @@ def _mean(row: Row) -> float:
 def _with_interval(values: list[float]) -> str:
     half = interval(values)
     return f"{np.mean(values):.2%}" if math.isnan(half) else f"{np.mean(values):.2%} ± {half:.2%}"
+
+
+def _entropy(values: list[float]) -> str:
+    half = interval(values)
+    return f"{np.mean(values):.3f}" if math.isnan(half) else f"{np.mean(values):.3f} ± {half:.3f}"
 
 
 def pays(rows: list[Row]) -> str:
@@ -99,7 +104,7 @@ def balance(rows: list[Row]) -> str:
             routing,
             k,
             len(found),
-            *(f"{np.mean([load_entropy(row[when]['load']) for row in found]):.3f}" for when in ("before", "after")),
+            *(_entropy([load_entropy(row[when]["load"]) for row in found]) for when in ("before", "after")),
             f"{ceiling(sum(found[0]['after']['load']), k):.3f}",
             f"{min(row['after']['least_share'] for row in found):.1%}",
         ]
@@ -124,8 +129,24 @@ def maps(rows: list[Row], path: Path) -> None:
     save(drawn, path)
 
 
+def loads(rows: list[Row], path: Path) -> None:
+    """Draw the share of each group after training, the most used first, by start and routing."""
+    drawn, (grid,) = panels(1, 2, height=3.2, sharey=True)
+    for ax, (routing, chosen) in zip(grid, _by_setting(rows, ("routing",)).items(), strict=True):
+        for router, found in _by_setting(chosen, _ROUTERS).items():
+            load = np.array([sorted(row["after"]["load"], reverse=True) for row in found], dtype=np.float64)
+            shares = load / load.sum(axis=1, keepdims=True)
+            places, error = np.arange(1, shares.shape[1] + 1), shares.std(axis=0, ddof=1) if len(found) > 1 else None
+            ax.errorbar(places, shares.mean(axis=0), yerr=error, fmt="o-", capsize=2, label=_router(*router))
+        ax.axhline(1 / shares.shape[1], color=MUTED, linewidth=0.8, linestyle=":", label="even")
+        ax.set(title=f"{routing[0]} routing", xlabel="group, the most used first", xticks=places)
+    grid[0].set_ylabel("share of the decisions")
+    legend_below(drawn, 2)
+    save(drawn, path)
+
+
 def write_report(path: Path) -> None:
-    """Write the table, and for the comparison with k = 1 the figure, beside the results."""
+    """Write the table beside the results, and the figure that a set has."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     is_comparison = path.stem == "routing-pays"
     first = rows[0]
@@ -141,4 +162,6 @@ def write_report(path: Path) -> None:
     path.with_suffix(".md").write_text(text)
     if is_comparison:
         maps(rows, path.with_suffix(".svg"))
+    if path.stem == "routing-starts":
+        loads(rows, path.with_suffix(".svg"))
     print(text)

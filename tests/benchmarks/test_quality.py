@@ -212,6 +212,20 @@ def test_windows_compare_rates_with_the_same_seeds():
     assert windows.windows(runs[:6], [own]) == []
 
 
+def test_a_method_has_one_colour_in_all_panels_and_no_other_has_it(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(windows, "save", lambda figure, path: drawn.update({path.name: figure}))
+    made = [windows.Window(one, {1e-3: (0.5,), 2e-3: (0.6,)}) for one in read_all(list(windows.METHODS)[:8])]
+    windows.draw({"one": made, "another": made[::-1][:5]}, tmp_path / "windows.svg")
+    lines = [line for axes in drawn["windows.svg"].axes for line in axes.lines]
+    colours = {}
+    for line in lines:
+        colours.setdefault(line.get_label(), set()).add(line.get_color())
+    assert len(lines) == 13
+    assert {len(own) for own in colours.values()} == {1}
+    assert len(set.union(*colours.values())) == 8
+
+
 def test_a_grid_of_rates_runs_with_every_seed():
     plan = run.Plan(["reviews"], "quick", [experiment()], [0, 1], [1e-3, 2e-3])
     asked = [(one.seed, one.learning_rate) for one in plan.runs([])]
