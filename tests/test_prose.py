@@ -110,7 +110,7 @@ FILLED = [
     (
         "README.md",
         "TuckA with r = 2, with {:.0%} of the parameters, was as accurate too: {:.2f} ± {:.2f} points ahead of LoRA "
-        "with r = 8 over both, with only two seeds",
+        "with r = 8 over both, which tells no difference",
         lambda: [share("reviews", "tucka_r2_default"), *on_texts("tucka_r2_default")[1:]],
     ),
     (
@@ -263,14 +263,17 @@ FILLED = [
     ),
     (
         COMPARISON,
-        "at its best or more: {:.1f} % and {:.1f} % on the sentences, {:.1f} % and {:.1f} % on the reviews with the "
-        "same two seeds. On the causal task it reaches {:.1f} % at 4e-3, with one seed",
+        "At 6e-3 it is as accurate on the texts as LoRA with r = 8 at its best, or more: {:.1%} and {:.1%} on the "
+        "sentences, {:.1%} and {:.1%} on the reviews. On the causal task its best is {:.1%}, at {:g}e-3, and that of "
+        "LoRA {:.1%}. All with three seeds",
         lambda: [
-            100 * best_of("sentences", "tucka_r2_default"),
-            100 * best_of("sentences", "lora_r8"),
-            100 * best_of("reviews", "tucka_r2_default"),
-            100 * max(fmean(scores[:2]) for scores in window("reviews", "lora_r8").scores.values()),
-            100 * window("causal", "tucka_r2_default").means[4e-3],
+            window("sentences", "tucka_r2_default").means[6e-3],
+            best_of("sentences", "lora_r8"),
+            window("reviews", "tucka_r2_default").means[6e-3],
+            best_of("reviews", "lora_r8"),
+            best_of("causal", "tucka_r2_default"),
+            1e3 * window("causal", "tucka_r2_default").best,
+            best_of("causal", "lora_r8"),
         ],
     ),
     (
@@ -522,8 +525,8 @@ HOLDS = [
     ),
     (
         "README.md",
-        "with two or three seeds",
-        lambda: {seeds_of(task) for task in ("causal", "reviews", "sentences")} == {2, 3},
+        "On three tasks, with three seeds and the best",
+        lambda: {seeds_of(task) for task in ("causal", "reviews", "sentences")} == {3},
     ),
     (
         "docs/how-to/demo.md",
@@ -563,10 +566,10 @@ HOLDS = [
     (
         COMPARISON,
         "from 1e-3 to 6e-3 on the causal task (LoRA: 1e-3 to 4e-3), from 3e-3 to 1e-2 on the reviews (LoRA: 3e-3 to "
-        "6e-3), and from 1e-3 to 6e-3 on the sentences (LoRA: the same)",
+        "6e-3), and from 1e-3 to 1e-2 on the sentences (LoRA: 1e-3 to 6e-3)",
         lambda: (
             [near_lora(task, 0.03) for task in ("causal", "reviews", "sentences")]
-            == [[(1e-3, 4e-3), (1e-3, 6e-3)], [(3e-3, 6e-3), (3e-3, 1e-2)], [(1e-3, 6e-3)] * 2]
+            == [[(1e-3, 4e-3), (1e-3, 6e-3)], [(3e-3, 6e-3), (3e-3, 1e-2)], [(1e-3, 6e-3), (1e-3, 1e-2)]]
         ),
     ),
     (
@@ -576,8 +579,21 @@ HOLDS = [
     ),
     (
         COMPARISON,
-        "On the other two tasks these windows within three points are the same as LoRA's",
-        lambda: all(len(set(both(task, 0.03))) == 1 for task in ("causal", "sentences")),
+        "On the causal task this window within three points is LoRA's, and on the sentences it is wider",
+        lambda: len(set(both("causal", 0.03))) == 1 and both("sentences", 0.03) == [(1e-3, 6e-3), (1e-3, 1e-2)],
+    ),
+    (
+        COMPARISON,
+        "On the sentences they do not, and it reaches from 1e-3 to 6e-3 (LoRA: 1e-3 to 4e-3)",
+        lambda: (
+            both("sentences", 0.01) == [(1e-3, 4e-3), (1e-3, 6e-3)]
+            and all(
+                max(scores) - min(scores) < 0.03
+                for name in ("lora_r8", "tucka_r8")
+                for rate, scores in window("sentences", name).scores.items()
+                if rate <= 6e-3
+            )
+        ),
     ),
     (
         COMPARISON,
@@ -604,12 +620,16 @@ HOLDS = [
     ),
     (
         COMPARISON,
-        "it is within one point of its best from 2e-3 to 2e-2, with two seeds. It needs a larger rate than r = 8, 6e-3 "
-        "on the texts",
+        "it is within one point of its best from 2e-3 to 2e-2",
+        lambda: window("sentences", "tucka_r2_default").ends(0.01) == (2e-3, 2e-2),
+    ),
+    (
+        COMPARISON,
+        "where the validation data chose a rate that is too small for it",
         lambda: (
-            window("sentences", "tucka_r2_default").ends(0.01) == (2e-3, 2e-2)
-            and len(window("sentences", "tucka_r2_default").scores[2e-3]) == 2
-            and {window(task, "tucka_r2_default").best for task in quality_report.TEXTS} == {6e-3}
+            window("sentences", "tucka_r2_default").ends(0.01)[0]
+            > rate_of("sentences", "tucka_r2_default")
+            == min(quality()["sentences"]["tucka_r2_default"].experiment.learning_rates)
         ),
     ),
     (
