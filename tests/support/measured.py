@@ -13,6 +13,7 @@ from benchmarks.quality import report as quality_report
 from benchmarks.quality import studies_report, windows
 from benchmarks.quality.experiments import read_all
 from benchmarks.quality.run import read_results, score
+from benchmarks.routing import study_report
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -238,6 +239,37 @@ def starts():
     lines = (RESULTS / "routing-balance-start-ranges.md").read_text().splitlines()[2:]
     cells = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
     return {row[0]: [tuple(map(float, cell.split(" to "))) for cell in row[1:]] for row in cells}
+
+
+@cache
+def trainings_of_starts():
+    return [json.loads(line) for line in (RESULTS / "routing-starts.jsonl").read_text().splitlines()]
+
+
+def most_used(start, routing):
+    """The mean share of the most used group after training, by the router's start."""
+    loads = [
+        row["after"]["load"]
+        for row in trainings_of_starts()
+        if (row["router_init"], row["routing"]) == (start, routing)
+    ]
+    return fmean(max(load) / sum(load) for load in loads)
+
+
+def least_used(start):
+    """The share of the least used group after training, in any seed and with any routing."""
+    return min(row["after"]["least_share"] for row in trainings_of_starts() if row["router_init"] == start)
+
+
+def trained_start(start, routing):
+    """The mean entropy after training and half its interval, by the router's start."""
+    rows = [row for row in trainings_of_starts() if (row["router_init"], row["routing"]) == (start, routing)]
+    values = [row["after"]["entropy"] for row in rows]
+    return fmean(values), study_report.interval(values)
+
+
+def overlap(one, other):
+    return abs(one[0] - other[0]) < one[1] + other[1]
 
 
 def bits(k, batches):
