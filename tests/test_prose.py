@@ -517,7 +517,8 @@ HOLDS = [
     (
         ROUTING,
         "The advantage of Eq. (10) does not show.** With products of features and batch routing, one group takes 88 % "
-        "of the decisions after training with random centroids and 85 % with Eq. (10), and the intervals of both overlap",
+        "of the decisions after training with random centroids and 85 % with Eq. (10), and the intervals of both "
+        "overlap",
         lambda: (
             [f"{most_used(start, 'batch'):.0%}" for start in ("kaiming", "dai")] == ["88%", "85%"]
             and overlap(*(trained_start(start, "batch") for start in ("kaiming", "dai")))
