@@ -33,7 +33,7 @@ class Copies:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._copies = [tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in tensors]
         # Modes of torch, such as the one of tensors without numbers, may put their own tensors in place of a copy.
-        self._is_plain = all(type(copy) is Tensor for copy in self._copies)
+        self._is_plain = set(map(type, self._copies)) <= {Tensor}
         known = self._copies if self._is_plain else []
         self._known = [(copy.data_ptr(), copy.nbytes, copy.shape, copy.dtype) for copy in known]
 
