@@ -141,6 +141,9 @@ def rotation_cores(bases: Sequence[Tensor], strengths: Sequence[Tensor]) -> Tens
     wide = bases if bases[0].dtype is dtype else [basis.to(dtype) for basis in bases]
     grams = torch.stack([torch.mm(basis.t(), basis) for basis in wide])
     rank = grams.shape[-1]
+    if is_exporting():
+        # Inductor takes a buffer without axes for a constant, which it can multiply but not stack.
+        strengths = [cast(strength, dtype) * grams.new_ones(1, 1) for strength in strengths]
     strength, ones = cast(torch.stack(list(strengths)), dtype).view(-1, 1, 1), grams.new_ones(rank // 2)
     pairs = torch.diag(ones, rank - rank // 2) - torch.diag(ones, rank // 2 - rank)  # S / c
     generator = strength * pairs
