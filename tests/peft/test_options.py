@@ -112,6 +112,9 @@ def test_a_configuration_with_nothing_to_decide_is_kept_and_one_that_leaves_some
     decided = config_for("llama", routing="sample", factor_norm="rotation")
     open_one = config_for("llama", routing=None)
     assert get_peft_model(make("llama"), decided).peft_config["default"] is decided
+    usual = config_for("llama", routing="sample")
+    assert get_peft_model(make("llama"), usual).peft_config["default"] is usual
+    assert usual.factor_norm == "rotation"
     model = get_peft_model(make("llama"), open_one)
     config = model.peft_config["default"]
     assert (config.routing, open_one.routing) == ("token", None)

@@ -231,8 +231,8 @@ class TuckAConfig(PeftConfig):
     def resolved(self, *, decoder_only: bool) -> TuckAConfig:
         """Return a copy for one model in which all that depends on it is decided; itself where nothing does."""
         names_layers = self.target_modules not in (None, INCLUDE_LINEAR_LAYERS_SHORTHAND)
-        is_decided = self.routing is not None and self.factor_norm != "auto"
-        if names_layers and is_decided and (self.k, self.t, self.p) != (1, 1, 1):
+        if names_layers and self.routing is not None and (self.k, self.t, self.p) != (1, 1, 1):
+            self.factor_norm = self.spec.factor_norm  # the same for all models; PEFT's users expect their own object
             return self
         if self.modules_to_save is None and self.task_type in ("TOKEN_CLS", "QUESTION_ANS"):
             self.modules_to_save = []  # PEFT adds the head to this list afterwards, so the copy must share it
