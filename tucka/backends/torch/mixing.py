@@ -141,14 +141,15 @@ def rotation_cores(bases: Sequence[Tensor], strengths: Sequence[Tensor]) -> Tens
     wide = bases if bases[0].dtype is dtype else [basis.to(dtype) for basis in bases]
     grams = torch.stack([torch.mm(basis.t(), basis) for basis in wide])
     rank = grams.shape[-1]
-    if is_exporting():
+    exports = is_exporting()
+    if exports:
         # Inductor takes a buffer without axes for a constant, which it can multiply but not stack.
         strengths = [cast(strength, dtype) * grams.new_ones(1, 1) for strength in strengths]
     strength, ones = cast(torch.stack(list(strengths)), dtype).view(-1, 1, 1), grams.new_ones(rank // 2)
     pairs = torch.diag(ones, rank - rank // 2) - torch.diag(ones, rank // 2 - rank)  # S / c
     generator = strength * pairs
     product = torch.bmm(generator, grams)
-    if is_exporting():
+    if exports:
         # Other runtimes have no solver. Without a column left over, S is its own inverse but for -c²; and so
         # B = (S⁻¹ - UᵀU / 2)⁻¹ = -(S / c² + UᵀU / 2)⁻¹.
         has_pair = pairs.abs().sum(dim=0)
