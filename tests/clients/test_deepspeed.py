@@ -107,7 +107,7 @@ def test_trl_trains_a_router_with_reentrant_checkpoints(tmp_path, what):
     assert values(together["history"], "loss") == pytest.approx(losses, abs=2e-5)
     for expected, centroids in zip(alone["centroids"], together["centroids"], strict=True):
         torch.testing.assert_close(centroids, expected, rtol=0, atol=1e-6)
-    assert (alone["centroids"][-1] - alone["centroids"][0]).abs().max() > 2e-5  # twenty times what may differ
+    assert (alone["centroids"][-1] - alone["centroids"][0]).abs().max() > 2e-4
 
 
 @pytest.mark.parametrize("stage", [2, 3])

@@ -118,7 +118,7 @@ def supervised(folder, stage, routing, *, padding_free):
     more = {"use_cpu": True} if stage == 0 else {"use_cpu": False, "deepspeed": settings(stage)}
     given = arguments(
         trl.SFTConfig, folder, max_steps=STEPS, per_device_train_batch_size=BATCH // world, optim="sgd",
-        learning_rate=1.0, padding_free=padding_free, max_length=None if padding_free else 64,
+        learning_rate=3.0, padding_free=padding_free, max_length=None if padding_free else 64,
         gradient_checkpointing=stage > 0, bf16=False, **more,
     )  # fmt: skip
     base = LlamaForCausalLM.from_pretrained(f"{folder}/base{rank}")
